@@ -1,0 +1,3 @@
+//! Data plane: what the kernel should hold, what it holds, and the difference.
+
+pub mod intent;

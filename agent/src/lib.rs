@@ -1,0 +1,10 @@
+//! The weft agent: effects around the pure cores of `weft-ipam` and `weft-proto`.
+
+pub mod api;
+pub mod cli;
+pub mod config;
+pub mod consensus;
+pub mod dataplane;
+pub mod lab;
+pub mod mesh;
+pub mod status;

@@ -1,0 +1,2 @@
+//! The weft agent.
+fn main() {}

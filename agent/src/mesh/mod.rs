@@ -1,0 +1,3 @@
+//! Mesh: identity, QUIC transport, membership, node records.
+
+pub mod net;

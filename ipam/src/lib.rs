@@ -1,0 +1,1 @@
+//! Block ledger and local leases of weft: pure.
