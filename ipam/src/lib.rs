@@ -5,10 +5,10 @@
 //! owns. Neither knows a clock, a socket or a runtime: time comes in with the
 //! call, so both replay exactly.
 
-//LEASES pub mod leases;
+pub mod leases;
 pub mod ledger;
 mod net;
 
-//LEASES pub use leases::LeaseTable;
+pub use leases::LeaseTable;
 pub use ledger::Ledger;
 pub use net::{block_len, is_reserved, usable, usable_in};

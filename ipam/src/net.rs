@@ -92,11 +92,8 @@ impl Span {
             let bits = current.bits - 1;
             let low_half = Self { bits, ..current };
             let high_half = Self { start: current.start | (1 << bits), ..low_half };
-            let (inside, outside) = if low_half.contains(part) {
-                (low_half, high_half)
-            } else {
-                (high_half, low_half)
-            };
+            let (inside, outside) =
+                if low_half.contains(part) { (low_half, high_half) } else { (high_half, low_half) };
             rest.push(outside);
             current = inside;
         }
@@ -154,9 +151,7 @@ pub fn is_reserved(ranges: &[IpNet], address: IpAddr) -> bool {
 }
 
 fn reserves(range: Span, v6: bool, number: u128) -> bool {
-    range.v6 == v6
-        && range.bits > 1
-        && (number == range.start || (!v6 && number == range.last()))
+    range.v6 == v6 && range.bits > 1 && (number == range.start || (!v6 && number == range.last()))
 }
 
 /// Addresses of a range that can be leased.

@@ -148,8 +148,8 @@ impl Ledger {
             ranges: self.ranges.clone(),
             why: why.to_owned(),
         };
-        let range = range_of(&self.ranges, v6, number)
-            .ok_or_else(|| misfit("the address lies outside"))?;
+        let range =
+            range_of(&self.ranges, v6, number).ok_or_else(|| misfit("the address lies outside"))?;
         if is_reserved(&self.ranges, address) {
             return Err(misfit("the first and last address of a range are never given out"));
         }
@@ -187,7 +187,8 @@ impl Ledger {
             parts.push(self.own_part(node, prefix)?);
         }
         parts.sort();
-        if let Some((a, b)) = parts.iter().zip(parts.iter().skip(1)).find(|(a, b)| a.overlaps(**b)) {
+        if let Some((a, b)) = parts.iter().zip(parts.iter().skip(1)).find(|(a, b)| a.overlaps(**b))
+        {
             return Err(Refusal::Bad(format!("{} and {} overlap", a.net(), b.net())));
         }
         let splits: usize = parts.iter().map(|part| self.space.splits(*part)).sum();
@@ -225,11 +226,8 @@ impl Ledger {
     }
 
     fn grow(&mut self, range: &IpNet) -> Answer {
-        let misfit = |why: String| Refusal::OutOfRange {
-            prefix: *range,
-            ranges: self.ranges.clone(),
-            why,
-        };
+        let misfit =
+            |why: String| Refusal::OutOfRange { prefix: *range, ranges: self.ranges.clone(), why };
         check_range(range).map_err(misfit)?;
         if self.ranges.contains(range) {
             return Ok(Outcome::Done);
@@ -251,11 +249,7 @@ impl Ledger {
     }
 
     fn known(&self, node: NodeId) -> Result<(), Refusal> {
-        if self.members.contains_key(&node) {
-            Ok(())
-        } else {
-            Err(Refusal::UnknownNode { node })
-        }
+        if self.members.contains_key(&node) { Ok(()) } else { Err(Refusal::UnknownNode { node }) }
     }
 
     /// Checks that the ledger can hold `more` prefixes.

@@ -151,9 +151,11 @@ impl Ledger {
 
     /// The blocks of one node, sorted by prefix.
     pub fn blocks_of(&self, node: NodeId) -> impl Iterator<Item = Block> + '_ {
-        self.space
-            .owned_by(node)
-            .map(move |(span, epoch)| Block { prefix: span.net(), owner: node, epoch })
+        self.space.owned_by(node).map(move |(span, epoch)| Block {
+            prefix: span.net(),
+            owner: node,
+            epoch,
+        })
     }
 
     /// The block an address lies in, if somebody owns it.

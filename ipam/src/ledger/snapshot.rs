@@ -261,8 +261,8 @@ fn fit(
     prefix: &IpNet,
 ) -> Result<Span, String> {
     let span = Span::of(prefix);
-    let in_range = range_of(&ledger.ranges, span.v6, span.start)
-        .is_some_and(|range| range.contains(span));
+    let in_range =
+        range_of(&ledger.ranges, span.v6, span.start).is_some_and(|range| range.contains(span));
     if !is_aligned(prefix) || !in_range {
         return Err(format!("{prefix} is no part of a range"));
     }
@@ -285,10 +285,8 @@ fn requests(windows: Vec<WindowV1>, index: u64) -> Result<Requests, String> {
         }
         let mut window = Window { session, floor, used, done: BTreeMap::new() };
         let mut last = floor;
-        let mut first = None;
         for (seq, answer) in done {
-            let span = seq.saturating_sub(*first.get_or_insert(seq));
-            if seq <= last || span >= WINDOW {
+            if seq <= last || seq - floor > WINDOW {
                 return Err(format!("request {seq} of node {node} out of order"));
             }
             last = seq;
