@@ -4,6 +4,10 @@ pub mod v1;
 
 use crate::frame::{MAX_PAYLOAD, Message};
 
+/// (kind, limit) of messages whose structs are frozen in other crates:
+/// 34 is the ledger snapshot of `weft-ipam`.
+const ELSEWHERE: &[(u16, usize)] = &[(34, MAX_PAYLOAD - 4096)];
+
 macro_rules! messages {
     ($( $kind:literal / $version:literal $ty:path, limit $limit:expr; )*) => {
         $( impl Message for $ty {
@@ -17,7 +21,7 @@ macro_rules! messages {
         /// read (to be skipped) up to a modest size.
         pub fn limit_of(kind: u16) -> usize {
             let known = [$( ($kind as u16, $limit as usize) ),*];
-            known.iter().filter(|(k, _)| *k == kind).map(|(_, limit)| *limit).max()
+            known.iter().chain(ELSEWHERE).filter(|(k, _)| *k == kind).map(|(_, limit)| *limit).max()
                 .unwrap_or(64 << 10)
                 .min(MAX_PAYLOAD)
         }
