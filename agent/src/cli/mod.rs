@@ -1,1 +1,143 @@
-//! (skeleton)
+//! The command line: the daemon without a command, and commands that talk to
+//! the running agent over its local HTTP endpoint.
+
+mod args;
+mod out;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use serde_json::json;
+
+use crate::config::{Config, ConfigErrors, Env, Flags, LogFormat, ProcessEnv};
+pub use args::Output;
+use args::{Cli, Cmd};
+use out::{Out, complain};
+
+/// Exit code for a wrong command line or configuration (sysexits.h EX_USAGE).
+const USAGE: u8 = 64;
+
+/// What the command line starts but does not do itself.
+#[derive(Clone, Copy)]
+pub struct Hooks {
+    /// Runs the agent until it is told to stop.
+    pub daemon: fn(Config) -> anyhow::Result<()>,
+    /// Removes everything weft put on this machine; says what, one item each.
+    pub cleanup: fn(Config) -> anyhow::Result<Vec<String>>,
+    /// `agent lab`, with the arguments after `lab`.
+    pub lab: fn(Vec<OsString>) -> anyhow::Result<ExitCode>,
+}
+
+/// Runs a command line to its end. The first argument is the program's name.
+pub fn run(args: impl IntoIterator<Item = OsString>, hooks: Hooks) -> ExitCode {
+    match args::parse(args) {
+        Ok((cli, flags)) => dispatch(cli, &flags, &ProcessEnv, hooks),
+        Err(error) => {
+            // Help goes to standard output and is no failure.
+            let text = error.render().to_string();
+            if error.use_stderr() {
+                complain(text.trim_end());
+                ExitCode::from(USAGE)
+            } else {
+                finish(Out::default().text(&text).map(|()| ExitCode::SUCCESS))
+            }
+        }
+    }
+}
+
+fn dispatch(cli: Cli, flags: &Flags, env: &dyn Env, hooks: Hooks) -> ExitCode {
+    match cli.command {
+        None => daemon(env, flags, hooks),
+        Some(Cmd::Lab { args }) => finish((hooks.lab)(args)),
+        Some(Cmd::Version { output }) => finish(version(output.output)),
+        Some(Cmd::Config { running: false, output }) => match Config::parse(env, flags) {
+            Ok(config) => finish(show_config(&config.report(), output.output)),
+            Err(errors) => refuse(&errors),
+        },
+        Some(_) => ExitCode::FAILURE,
+    }
+}
+
+fn finish<E: Into<anyhow::Error>>(result: Result<ExitCode, E>) -> ExitCode {
+    result.unwrap_or_else(|error| {
+        complain(&format!("agent: {:#}", error.into()));
+        ExitCode::FAILURE
+    })
+}
+
+fn refuse(errors: &ConfigErrors) -> ExitCode {
+    for error in &errors.0 {
+        complain(&format!("agent: {error}"));
+    }
+    ExitCode::from(USAGE)
+}
+
+fn daemon(env: &dyn Env, flags: &Flags, hooks: Hooks) -> ExitCode {
+    let config = match Config::parse(env, flags) {
+        Ok(config) => config,
+        Err(errors) => return refuse(&errors),
+    };
+    init_log(&config);
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
+    finish((hooks.daemon)(config).map(|()| ExitCode::SUCCESS))
+}
+
+fn init_log(config: &Config) {
+    let filter = tracing_subscriber::EnvFilter::new(&config.log_filter);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()));
+    // A second subscriber in one process (the lab) is no reason to stop.
+    let _ = match config.log_format {
+        LogFormat::Text => builder.try_init(),
+        LogFormat::Json => builder.json().flatten_event(true).try_init(),
+    };
+}
+
+fn version(output: Output) -> std::io::Result<ExitCode> {
+    let version = env!("CARGO_PKG_VERSION");
+    let text = match output {
+        Output::Text => format!("weft {version}"),
+        Output::Json => json!({ "name": "weft", "version": version }).to_string(),
+    };
+    Out::default().text(&text).map(|()| ExitCode::SUCCESS)
+}
+
+fn show_config(report: &serde_json::Value, output: Output) -> std::io::Result<ExitCode> {
+    let text = match output {
+        Output::Json => format!("{report:#}"),
+        Output::Text => config_text(report),
+    };
+    Out::default().text(&text).map(|()| ExitCode::SUCCESS)
+}
+
+/// From the report and not from [`Config`], so that a running agent's is shown the same way.
+fn config_text(report: &serde_json::Value) -> String {
+    let mut text = String::new();
+    let empty = Vec::new();
+    for value in report["values"].as_array().unwrap_or(&empty) {
+        let source = match &value["source"] {
+            serde_json::Value::Object(map) => map
+                .iter()
+                .map(|(kind, name)| format!("{kind} {}", name.as_str().unwrap_or_default()))
+                .collect(),
+            other => other.as_str().unwrap_or_default().to_owned(),
+        };
+        let note = match value["without_effect"].as_str() {
+            Some(why) => format!("  (without effect: {why})"),
+            None => String::new(),
+        };
+        text.push_str(&format!(
+            "{:<26} {:<28} {source}{note}\n",
+            value["name"].as_str().unwrap_or_default(),
+            value["value"].as_str().unwrap_or_default(),
+        ));
+    }
+    for warning in report["warnings"].as_array().unwrap_or(&empty) {
+        text.push_str(&format!("warning: {}\n", warning.as_str().unwrap_or_default()));
+    }
+    text
+}
