@@ -6,5 +6,6 @@ pub mod config;
 pub mod consensus;
 pub mod dataplane;
 pub mod lab;
+pub mod ipam_service;
 pub mod mesh;
 pub mod status;
