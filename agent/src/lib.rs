@@ -5,7 +5,7 @@ pub mod cli;
 pub mod config;
 pub mod consensus;
 pub mod dataplane;
-pub mod lab;
 pub mod ipam_service;
+pub mod lab;
 pub mod mesh;
 pub mod status;

@@ -1,11 +1,12 @@
 //! Handing addresses to a node that has none left.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use ipnet::IpNet;
 use weft_proto::frame::Frame;
-use weft_proto::id::NodeId;
+use weft_proto::id::{NodeId, RequestId};
 use weft_proto::ledger::{Op, Outcome};
 use weft_proto::wire::v1::{Donate, DonateReply, Failure};
 
@@ -20,6 +21,11 @@ pub struct Donations {
     service: Arc<IpamService>,
     registry: Arc<dyn Registry>,
     promises: Mutex<Promises>,
+    /// Request ids of open promises: a repeated proposal must be the same
+    /// request, so that a late commit of the first can never follow a refusal
+    /// of the second. (Ids of an earlier life are refused by the ledger once
+    /// this life has asked anything.)
+    requests: Mutex<BTreeMap<IpNet, RequestId>>,
 }
 
 impl std::fmt::Debug for Donations {
@@ -43,7 +49,12 @@ impl Donations {
                 tracing::error!("{e}: it is promised to node {}", promise.to);
             }
         }
-        Arc::new(Self { service, registry, promises: Mutex::new(promises) })
+        Arc::new(Self {
+            service,
+            registry,
+            promises: Mutex::new(promises),
+            requests: Mutex::default(),
+        })
     }
 
     fn promises(&self) -> std::sync::MutexGuard<'_, Promises> {
@@ -86,13 +97,18 @@ impl Donations {
     async fn settle(&self, promise: Promise) -> Result<DonateReply, String> {
         let from = self.service.me;
         let op = Op::Transfer { from, to: promise.to, prefix: promise.prefix };
-        let (index, outcome) = self.registry.propose(op, PATIENCE).await?;
+        let request = {
+            let mut requests = self.requests.lock().unwrap_or_else(PoisonError::into_inner);
+            *requests.entry(promise.prefix).or_insert_with(|| self.registry.next_request())
+        };
+        let (index, outcome) = self.registry.propose(request, op, PATIENCE).await?;
         let ledger = self.registry.ledger();
         self.service.follow(&ledger);
         if ledger.head().index < index {
             return Err("the ledger of this node lags behind".to_owned());
         }
         self.promises().settle(promise).map_err(|e| e.to_string())?;
+        self.requests.lock().unwrap_or_else(PoisonError::into_inner).remove(&promise.prefix);
         self.service.lock().table.unwithhold(promise.prefix);
         let owner = ledger.owner_of(promise.prefix.addr()).map(|b| b.owner);
         match outcome {
@@ -115,8 +131,7 @@ impl Service for Donations {
     fn handle(&self, from: NodeId, frame: Frame) -> BoxFuture<'_, Result<Option<Frame>, Failure>> {
         Box::pin(async move {
             let fail = |code, message| Failure { code, message };
-            let request =
-                frame.decode().map_err(|e| fail(Failure::BAD_REQUEST, e.to_string()))?;
+            let request = frame.decode().map_err(|e| fail(Failure::BAD_REQUEST, e.to_string()))?;
             let reply = self.give(from, request).await.map_err(|e| fail(Failure::INTERNAL, e))?;
             Frame::new(&reply).map(Some).map_err(|e| fail(Failure::INTERNAL, e.to_string()))
         })

@@ -173,7 +173,11 @@ impl IpamService {
     }
 
     /// Replaces the facts of an existing lease (an ADD repeated with other host ports).
-    pub fn update_facts(&self, key: &AttachmentKey, facts: &LeaseFacts) -> Result<(), BackendError> {
+    pub fn update_facts(
+        &self,
+        key: &AttachmentKey,
+        facts: &LeaseFacts,
+    ) -> Result<(), BackendError> {
         let mut state = self.lock();
         let same = state.leases.get(key).is_some_and(|l| {
             l.pod == facts.pod

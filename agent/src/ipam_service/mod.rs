@@ -22,7 +22,7 @@ use weft_ipam::leases::LeaseTable;
 use weft_ipam::ledger::Ledger;
 use weft_proto::api::LeaseInfo;
 use weft_proto::attachment::AttachmentKey;
-use weft_proto::id::NodeId;
+use weft_proto::id::{NodeId, RequestId};
 use weft_proto::ledger::{Op, Outcome};
 
 use crate::api::backend::BackendError;
@@ -37,7 +37,14 @@ pub trait Registry: Send + Sync + 'static {
     fn ledger(&self) -> Arc<Ledger>;
     /// Puts a command into the log; returns once this node's replica has applied it.
     /// The error text says why it could not be committed, and what to do.
-    fn propose(&self, op: Op, patience: Duration) -> BoxFuture<'_, Result<(u64, Outcome), String>>;
+    fn propose(
+        &self,
+        request: RequestId,
+        op: Op,
+        patience: Duration,
+    ) -> BoxFuture<'_, Result<(u64, Outcome), String>>;
+    /// A fresh request id. The same id again is the same request again.
+    fn next_request(&self) -> RequestId;
 }
 
 /// How a request names its address.

@@ -79,7 +79,10 @@ impl Supplier {
         let ledger = self.registry.ledger();
         if self.service.is_leaving() || ledger.member(self.net.me()).is_none() {
             // Not (yet) a member: say so to whoever waits, and wait with them.
-            self.block(ipv6, "this node is not a member of the cluster yet; `agent status` says why");
+            self.block(
+                ipv6,
+                "this node is not a member of the cluster yet; `agent status` says why",
+            );
             return Order::Nothing;
         }
         let family = |r: &&ipnet::IpNet| matches!(r, ipnet::IpNet::V6(_)) == ipv6;
@@ -105,7 +108,8 @@ impl Supplier {
     /// One block from the ledger. `Ok(false)`: it has none.
     async fn acquire(&self, ipv6: bool) -> Result<bool, String> {
         let op = Op::Acquire { node: self.net.me(), ipv6, count: 1 };
-        match self.registry.propose(op, PROPOSE_PATIENCE).await? {
+        let request = self.registry.next_request();
+        match self.registry.propose(request, op, PROPOSE_PATIENCE).await? {
             (_, Outcome::Granted(blocks)) => {
                 for block in &blocks {
                     tracing::info!(block = %block.prefix, epoch = block.epoch, "block acquired");
