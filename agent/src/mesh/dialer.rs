@@ -1,0 +1,290 @@
+//! Who is dialled, and when: targets until they are connected, members to keep
+//! the mesh as dense as it should be, and anybody on demand.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use quinn::VarInt;
+use rand::seq::IndexedRandom;
+use tokio::sync::watch;
+use tokio::task::AbortHandle;
+use weft_proto::id::NodeId;
+use weft_proto::wire::v1::Failure;
+
+use super::backoff::pause;
+use super::handshake::{Rejected, dial};
+use super::net::Liveness;
+use super::pool::Conn;
+use super::state::{DialState, State, canonical, lock};
+use super::targets::{Phase, resolve};
+
+/// Up to so many members, everybody is connected to everybody.
+const FULL_MESH: usize = 16;
+/// Beyond that, so many random connections are kept.
+const ACTIVE: usize = 8;
+/// Beyond that, connections unused for so long are closed.
+const IDLE_OUT: Duration = Duration::from_secs(60);
+/// Dials of one round of maintenance: paced, so that a restart is no storm.
+const PER_ROUND: usize = 4;
+const ROUND: Duration = Duration::from_secs(1);
+
+fn has_room(state: &State) -> bool {
+    lock(&state.pool).has_room(state.conn_limit)
+}
+
+/// The connection to a node, made if there is none. Attempts are shared, and
+/// after a failure the next one is only made when its time has come.
+pub(super) async fn reach(state: &Arc<State>, node: NodeId) -> Result<Arc<Conn>, String> {
+    if let Some(conn) = lock(&state.pool).get(node) {
+        return Ok(conn);
+    }
+    let mut done = {
+        let mut dials = lock(&state.dials);
+        let entry = dials.entry(node).or_default();
+        match &entry.running {
+            Some(running) => running.clone(),
+            None => {
+                if entry.not_before.is_some_and(|t| t > Instant::now()) {
+                    return Err(entry.error.clone());
+                }
+                let (tell, hear) = watch::channel(None);
+                entry.running = Some(hear.clone());
+                let state = Arc::clone(state);
+                tokio::spawn(async move {
+                    let result = dial_node(&state, node).await;
+                    finish(&state, node, &result);
+                    tell.send_replace(Some(result));
+                });
+                hear
+            }
+        }
+    };
+    let result = match done.wait_for(Option::is_some).await {
+        Ok(result) => result.clone().unwrap_or(Ok(())),
+        Err(_) => Err("the attempt was given up".to_owned()),
+    };
+    result?;
+    lock(&state.pool).get(node).ok_or_else(|| "the connection was lost at once".to_owned())
+}
+
+fn finish(state: &State, node: NodeId, result: &Result<(), String>) {
+    let mut dials = lock(&state.dials);
+    match result {
+        Ok(()) => {
+            dials.remove(&node);
+        }
+        Err(error) => {
+            let entry: &mut DialState = dials.entry(node).or_default();
+            entry.running = None;
+            entry.failures = entry.failures.saturating_add(1);
+            entry.not_before = Some(Instant::now() + pause(entry.failures, rand::random()));
+            entry.error.clone_from(error);
+        }
+    }
+}
+
+async fn dial_node(state: &Arc<State>, node: NodeId) -> Result<(), String> {
+    if !has_room(state) {
+        return Err(format!("this node has reached its CONN_LIMIT of {}", state.conn_limit));
+    }
+    let mut last = "no address is known".to_owned();
+    for address in state.addresses_of(node) {
+        match dial(state, address).await {
+            Ok(found) if found == node => return Ok(()),
+            Ok(other) => last = format!("{address} is now node {}", other.short()),
+            Err(e) => last = format!("{address}: {}", e.text()),
+        }
+        if lock(&state.pool).get(node).is_some() {
+            return Ok(());
+        }
+    }
+    Err(last)
+}
+
+/// Keeps one task per target.
+pub(super) async fn targets_loop(state: Arc<State>) {
+    struct Tasks(BTreeMap<u64, AbortHandle>);
+    impl Drop for Tasks {
+        fn drop(&mut self) {
+            self.0.values().for_each(AbortHandle::abort);
+        }
+    }
+    let mut tasks = Tasks(BTreeMap::new());
+    loop {
+        let wanted: BTreeMap<u64, String> =
+            lock(&state.targets).iter().map(|(name, t)| (t.epoch, name.clone())).collect();
+        tasks.0.retain(|epoch, task| {
+            let keep = wanted.contains_key(epoch);
+            if !keep {
+                task.abort();
+            }
+            keep
+        });
+        for (epoch, name) in wanted {
+            let state = Arc::clone(&state);
+            tasks
+                .0
+                .entry(epoch)
+                .or_insert_with(|| tokio::spawn(pursue(state, name, epoch)).abort_handle());
+        }
+        state.targets_changed.notified().await;
+    }
+}
+
+/// Dials one target until connected; again when the connection is lost.
+async fn pursue(state: Arc<State>, target: String, epoch: u64) {
+    let mut changes = state.pool_changed.subscribe();
+    let mut failures = 0;
+    loop {
+        let set = |phase: Phase, address: Option<SocketAddr>| {
+            lock(&state.targets).set(&target, epoch, |t| {
+                t.phase = phase;
+                t.address = address.or(t.address);
+            })
+        };
+        let error = match attempt(&state, &target).await {
+            Ok((node, address)) => {
+                failures = 0;
+                if !set(Phase::Connected(node), Some(address)) {
+                    return;
+                }
+                while lock(&state.pool).get(node).is_some() {
+                    if changes.changed().await.is_err() {
+                        return;
+                    }
+                }
+                Phase::Waiting { error: "connection lost".to_owned(), refused: false, next: None }
+            }
+            Err((address, Rejected::Own)) => {
+                tracing::info!(target, "the target is this node itself: not dialled again");
+                set(Phase::Own, address);
+                return;
+            }
+            Err((address, why)) => {
+                set(Phase::Connecting, address);
+                let refused = matches!(&why, Rejected::Refused(f) if f.code != Failure::BUSY);
+                Phase::Waiting { error: why.text(), refused, next: None }
+            }
+        };
+        failures += 1;
+        let wait = pause(failures, rand::random());
+        if let Phase::Waiting { error, refused, .. } = error {
+            let next = Some(Instant::now() + wait);
+            if !set(Phase::Waiting { error, refused, next }, None) {
+                return;
+            }
+        }
+        tokio::time::sleep(wait).await;
+    }
+}
+
+/// The node behind an address, if we are connected to it already.
+fn connected_at(state: &State, address: SocketAddr) -> Option<NodeId> {
+    let address = canonical(address);
+    if let Some(conn) = lock(&state.pool).all().iter().find(|c| c.remote == address) {
+        return Some(conn.node);
+    }
+    // It may have dialled us from another port.
+    let found = lock(&state.records)
+        .iter()
+        .find(|r| r.mesh_port == address.port() && r.underlay.contains(&address.ip()))
+        .map(|r| r.node);
+    found.filter(|node| lock(&state.pool).get(*node).is_some())
+}
+
+async fn attempt(
+    state: &Arc<State>,
+    target: &str,
+) -> Result<(NodeId, SocketAddr), (Option<SocketAddr>, Rejected)> {
+    let addresses = resolve(target).await.map_err(|e| (None, Rejected::Broken(e)))?;
+    let mut last = (None, Rejected::Broken("no address".to_owned()));
+    for address in addresses {
+        if let Some(node) = connected_at(state, address) {
+            return Ok((node, address));
+        }
+        if !has_room(state) {
+            let why = format!("this node has reached its CONN_LIMIT of {}", state.conn_limit);
+            return Err((Some(address), Rejected::Broken(why)));
+        }
+        match dial(state, address).await {
+            Ok(node) => return Ok((node, address)),
+            Err(why) => {
+                let own = matches!(why, Rejected::Own);
+                last = (Some(address), why);
+                if own {
+                    break;
+                }
+            }
+        }
+    }
+    Err(last)
+}
+
+/// Keeps the mesh as dense as it should be.
+pub(super) async fn maintain_loop(state: Arc<State>) {
+    loop {
+        tokio::time::sleep(ROUND).await;
+        state.refresh_view();
+        let view = Arc::clone(&state.view.borrow());
+        let mut missing = Vec::new();
+        let mut alive = 0;
+        for member in view.members.values() {
+            let node = member.record.node;
+            if node == state.me || member.liveness == Liveness::Dead {
+                continue;
+            }
+            alive += 1;
+            if lock(&state.pool).get(node).is_none() {
+                missing.push(node);
+            }
+        }
+        let dense = alive < FULL_MESH;
+        let have = lock(&state.pool).len();
+        let wanted = if dense { missing.len() } else { ACTIVE.saturating_sub(have) };
+        let room =
+            if state.conn_limit == 0 { usize::MAX } else { state.conn_limit.saturating_sub(have) };
+        let chosen: Vec<_> = missing
+            .choose_multiple(&mut rand::rng(), wanted.min(room).min(PER_ROUND))
+            .copied()
+            .collect();
+        for node in chosen {
+            // The smaller id dials; the other one helps out now and then, for
+            // the smaller may be unable to (NAT).
+            if state.me < node || rand::random_ratio(1, 4) {
+                let state = Arc::clone(&state);
+                tokio::spawn(async move {
+                    let _ = reach(&state, node).await;
+                });
+            }
+        }
+        if !dense {
+            close_idle(&state);
+        }
+        lock(&state.dials).retain(|node, d| d.running.is_some() || view.members.contains_key(node));
+    }
+}
+
+fn close_idle(state: &State) {
+    let mut conns = lock(&state.pool).all();
+    let mut spare = conns.len().saturating_sub(ACTIVE);
+    conns.sort_by_key(|c| std::cmp::Reverse(c.idle()));
+    let kept: Vec<NodeId> = lock(&state.targets)
+        .iter()
+        .filter_map(|(_, t)| match t.phase {
+            Phase::Connected(node) => Some(node),
+            _ => None,
+        })
+        .take(ACTIVE)
+        .collect();
+    for conn in conns {
+        if spare == 0 || conn.idle() < IDLE_OUT {
+            break;
+        }
+        if !kept.contains(&conn.node) {
+            spare -= 1;
+            conn.quic.close(VarInt::from_u32(0), b"idle");
+        }
+    }
+}

@@ -1,0 +1,323 @@
+//! Failure detection: the SWIM library wrapped as a state machine that takes
+//! the time and returns what to send. No socket, no clock.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap};
+use std::num::{NonZeroU32, NonZeroUsize};
+use std::time::{Duration, Instant};
+
+use foca::{AccumulatingRuntime, Codec, Config, Foca, Member, NoCustomBroadcast, State, Timer};
+use rand10::SeedableRng;
+use rand10::rngs::SmallRng;
+use weft_proto::id::NodeId;
+
+use super::net::Liveness;
+use super::swim_codec::{SwimCodec, SwimId};
+
+/// Fits a QUIC datagram on the smallest MTU QUIC allows, with our header.
+const PACKET: usize = 1100;
+
+/// Something happened.
+#[derive(Debug, Clone)]
+pub(super) enum Input {
+    /// A packet of an authenticated peer.
+    Packet(NodeId, Vec<u8>),
+    /// A connection to this life of a node is up.
+    Connected(NodeId, u64),
+    /// The last connection to a node was lost.
+    Lost(NodeId),
+    /// This node must appear in a newer life (its clock ran backwards).
+    NewLife(u64),
+    /// This node goes away.
+    Leave,
+}
+
+struct Due {
+    at: Instant,
+    seq: u64,
+    timer: Timer<SwimId>,
+}
+
+impl PartialEq for Due {
+    fn eq(&self, other: &Self) -> bool {
+        self.seq == other.seq
+    }
+}
+impl Eq for Due {}
+impl PartialOrd for Due {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for Due {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        (self.at, self.seq).cmp(&(other.at, other.seq))
+    }
+}
+
+/// The state machine.
+pub(super) struct Swim {
+    foca: Foca<SwimId, SwimCodec, SmallRng, NoCustomBroadcast>,
+    out: AccumulatingRuntime<SwimId>,
+    timers: BinaryHeap<Reverse<Due>>,
+    seq: u64,
+    sized_for: u32,
+    /// Connected peers and the life we talk to.
+    connected: BTreeMap<NodeId, u64>,
+    left: bool,
+}
+
+fn config(size: u32) -> Config {
+    let mut config = Config::new_lan(NonZeroU32::new(size).unwrap_or(NonZeroU32::MIN));
+    if let Some(packet) = NonZeroUsize::new(PACKET) {
+        config.max_packet_size = packet;
+    }
+    // The library waits 4 s (times log10 of the size) before a suspect is
+    // dead; half of that keeps death within 5 s in a small cluster.
+    config.suspect_to_down_after /= 2;
+    config
+}
+
+impl Swim {
+    /// A cluster of one.
+    pub(super) fn new(node: NodeId, session: u64, seed: u64) -> Self {
+        let id = SwimId { node, session, rejoins: 0 };
+        Self {
+            foca: Foca::new(id, config(8), SmallRng::seed_from_u64(seed), SwimCodec),
+            out: AccumulatingRuntime::new(),
+            timers: BinaryHeap::new(),
+            seq: 0,
+            sized_for: 8,
+            connected: BTreeMap::new(),
+            left: false,
+        }
+    }
+
+    fn me(&self) -> SwimId {
+        *self.foca.identity()
+    }
+
+    /// Takes an input. An error is a bad packet (or one that came too late).
+    pub(super) fn handle(&mut self, now: Instant, input: Input) -> Result<(), String> {
+        if self.left {
+            return Ok(());
+        }
+        let result = match input {
+            Input::Packet(from, data) => self.packet(from, &data),
+            Input::Connected(node, session) => {
+                self.connected.insert(node, session);
+                let peer = SwimId { node, session, rejoins: 0 };
+                self.foca.announce(peer, &mut self.out).map_err(|e| e.to_string())
+            }
+            Input::Lost(node) => {
+                self.connected.remove(&node);
+                let suspects: Vec<_> = self
+                    .foca
+                    .iter_members()
+                    .filter(|m| m.id().node == node && m.state() == State::Alive)
+                    .map(|m| Member::new(*m.id(), m.incarnation(), State::Suspect))
+                    .collect();
+                self.foca
+                    .apply_many(suspects.into_iter(), true, &mut self.out)
+                    .map_err(|e| e.to_string())
+            }
+            Input::NewLife(session) => {
+                let id = SwimId { session, rejoins: 0, ..self.me() };
+                self.foca.change_identity(id, &mut self.out).map_err(|e| e.to_string())
+            }
+            Input::Leave => {
+                self.left = true;
+                self.foca.leave_cluster(&mut self.out).map_err(|e| e.to_string())
+            }
+        };
+        self.collect(now);
+        result
+    }
+
+    fn packet(&mut self, from: NodeId, data: &[u8]) -> Result<(), String> {
+        // The connection tells who sent it; the packet cannot claim otherwise.
+        let header = SwimCodec.decode_header(data).map_err(|e| e.to_string())?;
+        if header.src.node != from {
+            return Err(format!("packet of {} in the name of {}", from, header.src.node));
+        }
+        self.foca.handle_data(data, &mut self.out).map_err(|e| e.to_string())
+    }
+
+    /// Runs the timers that are due.
+    pub(super) fn tick(&mut self, now: Instant) {
+        while let Some(Reverse(due)) = self.timers.peek() {
+            if due.at > now {
+                break;
+            }
+            if let Some(Reverse(due)) = self.timers.pop() {
+                // An error here is a probe cycle the scheduler was late for;
+                // the library recovers by itself.
+                let _ = self.foca.handle_timer(due.timer, &mut self.out);
+                self.collect(now);
+            }
+        }
+    }
+
+    /// Once in a while: whoever is connected but not a member (after a healed
+    /// partition, or a lost packet) is greeted again; timeouts follow the size.
+    pub(super) fn greet(&mut self, now: Instant) {
+        if self.left {
+            return;
+        }
+        let size = u32::try_from(self.foca.num_members()).unwrap_or(u32::MAX).saturating_add(1);
+        if size > self.sized_for.saturating_mul(2) || size < self.sized_for / 4 {
+            let size = size.max(8);
+            if self.foca.set_config(config(size)).is_ok() {
+                self.sized_for = size;
+            }
+        }
+        let mut absent = self.connected.clone();
+        self.foca.iter_members().for_each(|m| {
+            absent.remove(&m.id().node);
+        });
+        for (node, session) in absent.into_iter().take(16) {
+            let _ = self.foca.announce(SwimId { node, session, rejoins: 0 }, &mut self.out);
+        }
+        self.collect(now);
+    }
+
+    fn collect(&mut self, now: Instant) {
+        while let Some((after, timer)) = self.out.to_schedule() {
+            self.seq += 1;
+            self.timers.push(Reverse(Due { at: now + after, seq: self.seq, timer }));
+        }
+        // Liveness is read from the members, not from the notifications.
+        while self.out.to_notify().is_some() {}
+    }
+
+    /// Next packet to send.
+    pub(super) fn poll(&mut self) -> Option<(NodeId, Vec<u8>)> {
+        self.out.to_send().map(|(to, data)| (to.node, data.to_vec()))
+    }
+
+    /// When [`Swim::tick`] wants to be called.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.timers.peek().map(|Reverse(due)| due.at)
+    }
+
+    /// What is known of every other member.
+    pub(super) fn liveness(&self) -> BTreeMap<NodeId, Liveness> {
+        self.foca
+            .iter_membership_state()
+            .map(|m| {
+                let liveness = match m.state() {
+                    State::Alive => Liveness::Alive,
+                    State::Suspect => Liveness::Suspect,
+                    State::Down => Liveness::Dead,
+                };
+                (m.id().node, liveness)
+            })
+            .collect()
+    }
+}
+
+/// How often [`Swim::greet`] is due.
+pub(super) const GREET: Duration = Duration::from_secs(1);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STEP: Duration = Duration::from_millis(20);
+
+    /// Nodes, a clock and a network that loses what goes to or from the dead.
+    struct World {
+        now: Instant,
+        nodes: BTreeMap<NodeId, Swim>,
+    }
+
+    fn id(n: u8) -> NodeId {
+        NodeId([n; 16])
+    }
+
+    impl World {
+        fn new(count: u8) -> Self {
+            let nodes = (1..=count).map(|n| (id(n), Swim::new(id(n), 1, u64::from(n)))).collect();
+            let mut world = Self { now: Instant::now(), nodes };
+            for n in 2..=count {
+                world.connect(1, n, 1);
+            }
+            world
+        }
+
+        fn connect(&mut self, a: u8, b: u8, session: u64) {
+            let now = self.now;
+            self.nodes
+                .get_mut(&id(a))
+                .unwrap()
+                .handle(now, Input::Connected(id(b), session))
+                .unwrap();
+        }
+
+        fn step(&mut self) {
+            self.now += STEP;
+            let mut mail = Vec::new();
+            for (from, node) in &mut self.nodes {
+                node.tick(self.now);
+                while let Some((to, data)) = node.poll() {
+                    mail.push((*from, to, data));
+                }
+            }
+            for (from, to, data) in mail {
+                if let Some(node) = self.nodes.get_mut(&to) {
+                    let _ = node.handle(self.now, Input::Packet(from, data));
+                }
+            }
+        }
+
+        fn until(&mut self, limit: Duration, done: impl Fn(&Self) -> bool) -> Duration {
+            let start = self.now;
+            while !done(self) {
+                assert!(self.now - start < limit, "not within {limit:?}");
+                self.step();
+            }
+            self.now - start
+        }
+
+        fn sees(&self, who: u8, whom: u8) -> Option<Liveness> {
+            self.nodes[&id(who)].liveness().get(&id(whom)).copied()
+        }
+    }
+
+    #[test]
+    fn members_meet_die_and_return() {
+        let mut world = World::new(8);
+        world.until(Duration::from_secs(10), |w| w.nodes.values().all(|n| n.liveness().len() == 7));
+        world.nodes.remove(&id(8));
+        let took = world.until(Duration::from_secs(20), |w| {
+            (1..8).all(|n| w.sees(n, 8) == Some(Liveness::Dead))
+        });
+        assert!(took < Duration::from_secs(8), "virtual time {took:?}");
+        world.nodes.insert(id(8), Swim::new(id(8), 2, 88));
+        world.connect(8, 1, 1);
+        world.until(Duration::from_secs(5), |w| {
+            (1..8).all(|n| w.sees(n, 8) == Some(Liveness::Alive))
+        });
+    }
+
+    #[test]
+    fn a_lost_connection_makes_a_suspect_that_refutes() {
+        let mut world = World::new(3);
+        world.until(Duration::from_secs(10), |w| w.sees(1, 3) == Some(Liveness::Alive));
+        let now = world.now;
+        world.nodes.get_mut(&id(1)).unwrap().handle(now, Input::Lost(id(3))).unwrap();
+        assert_eq!(world.sees(1, 3), Some(Liveness::Suspect));
+        world.until(Duration::from_secs(10), |w| w.sees(1, 3) == Some(Liveness::Alive));
+    }
+
+    #[test]
+    fn a_packet_cannot_speak_for_another() {
+        let mut world = World::new(3);
+        let now = world.now;
+        let (_, packet) = world.nodes.get_mut(&id(1)).unwrap().poll().unwrap();
+        let three = world.nodes.get_mut(&id(3)).unwrap();
+        assert!(three.handle(now, Input::Packet(id(2), packet)).is_err());
+        assert!(three.handle(now, Input::Packet(id(2), vec![0; 5])).is_err());
+        assert!(three.liveness().is_empty());
+    }
+}

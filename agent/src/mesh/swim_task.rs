@@ -1,0 +1,86 @@
+//! Drives the SWIM state machine: time, packets, results.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc;
+use weft_proto::frame::Frame;
+use weft_proto::id::NodeId;
+use weft_proto::wire::v1;
+
+use super::conn;
+use super::dialer::reach;
+use super::state::{State, lock};
+use super::swim::{GREET, Input, Swim};
+
+/// Longest sleep, so that a change of the members is never seen late.
+const NAP: Duration = Duration::from_millis(500);
+
+pub(super) async fn run(state: Arc<State>, mut inputs: mpsc::Receiver<Input>) {
+    let mut swim = Swim::new(state.me, state.session, rand::random());
+    let mut greet = Instant::now() + GREET;
+    loop {
+        let now = Instant::now();
+        let wake = swim.deadline().unwrap_or(now + NAP).min(now + NAP).min(greet);
+        let input = tokio::select! {
+            input = inputs.recv() => match input {
+                Some(input) => Some(input),
+                None => return,
+            },
+            () = tokio::time::sleep_until(wake.into()) => None,
+        };
+        let now = Instant::now();
+        if let Some(input) = input {
+            let leaving = matches!(input, Input::Leave);
+            if let Err(why) = swim.handle(now, input) {
+                state.count("swim_bad_packet");
+                tracing::debug!("membership packet: {why}");
+            }
+            if leaving {
+                send_all(&state, &mut swim);
+                return;
+            }
+        }
+        swim.tick(now);
+        if now >= greet {
+            greet = now + GREET;
+            swim.greet(now);
+        }
+        send_all(&state, &mut swim);
+        let liveness = swim.liveness();
+        let changed = {
+            let mut known = lock(&state.liveness);
+            let changed = *known != liveness;
+            if changed {
+                *known = liveness;
+            }
+            changed
+        };
+        if changed {
+            state.refresh_view();
+        }
+    }
+}
+
+fn send_all(state: &Arc<State>, swim: &mut Swim) {
+    while let Some((to, packet)) = swim.poll() {
+        if let Ok(frame) = Frame::new(&v1::Swim(packet)) {
+            notify(state, to, frame);
+        }
+    }
+}
+
+/// Sends one frame in the background, over a connection made for it if need be.
+pub(super) fn notify(state: &Arc<State>, to: NodeId, frame: Frame) {
+    let Ok(permit) = Arc::clone(&state.notifying).try_acquire_owned() else {
+        return state.count("notify_dropped");
+    };
+    let state = Arc::clone(state);
+    tokio::spawn(async move {
+        match reach(&state, to).await {
+            Ok(conn) => conn::notify(&state, &conn, &frame).await,
+            Err(_) => state.count("notify_unreachable"),
+        }
+        drop(permit);
+    });
+}

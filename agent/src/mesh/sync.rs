@@ -1,0 +1,164 @@
+//! Node records and the ledger's position: fresh ones are pushed to a few,
+//! a digest exchange with one random peer repairs what was missed.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rand::seq::IndexedRandom;
+use weft_proto::frame::Frame;
+use weft_proto::id::NodeId;
+use weft_proto::wire::v1::{LedgerHead, NodeRecord, Rumor, SyncDigest, SyncReply};
+
+use super::conn;
+use super::pool::Conn;
+use super::records::Offer;
+use super::state::{State, lock};
+use super::swim::Input;
+
+/// To how many peers fresh records are pushed.
+const FAN_OUT: usize = 4;
+/// Fresh records are collected for this long before they are pushed.
+const COALESCE: Duration = Duration::from_millis(50);
+/// Records per rumor: far below its limit even if all are of the longest.
+const RUMOR: usize = 200;
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Answers a digest.
+pub(super) fn answer(state: &State, conn: &Conn, digest: &SyncDigest) -> SyncReply {
+    let (records, wanted) = lock(&state.records).compare(digest);
+    state.tell_head(conn.node, digest.ledger);
+    SyncReply { records, wanted, ledger: *lock(&state.head) }
+}
+
+/// Compares with one peer and exchanges what differs.
+pub(super) async fn exchange(state: &Arc<State>, conn: &Arc<Conn>) {
+    let digest = SyncDigest { records: lock(&state.records).digest(), ledger: *lock(&state.head) };
+    let Ok(frame) = Frame::new(&digest) else { return state.count("sync_too_long") };
+    let Ok(reply) = conn::request(conn, &frame, PATIENCE).await else {
+        return state.count("sync_failed");
+    };
+    let Ok(reply) = reply.decode::<SyncReply>() else { return state.count("sync_failed") };
+    take_records(state, conn.node, reply.records);
+    state.tell_head(conn.node, reply.ledger);
+    let wanted: Vec<NodeRecord> = {
+        let records = lock(&state.records);
+        reply.wanted.iter().take(10_000).filter_map(|n| records.get(*n).cloned()).collect()
+    };
+    for chunk in wanted.chunks(RUMOR) {
+        if let Ok(frame) = Frame::new(&Rumor { records: chunk.to_vec() }) {
+            conn::notify(state, conn, &frame).await;
+        }
+    }
+}
+
+/// Takes records in, whoever sent them; fresh ones are pushed on.
+pub(super) fn take_records(state: &State, from: NodeId, records: Vec<NodeRecord>) {
+    let mut fresh = Vec::new();
+    let mut overtaken = None;
+    {
+        let mut store = lock(&state.records);
+        for record in records {
+            let node = record.node;
+            match store.offer(record) {
+                Offer::Fresh => fresh.push(node),
+                Offer::Overtaken => {
+                    overtaken = store.own().map(|r| r.incarnation);
+                    fresh.push(node);
+                }
+                Offer::Old => {}
+                Offer::Refused(_) => state.count("record_refused"),
+            }
+        }
+    }
+    if let Some(incarnation) = overtaken {
+        tracing::warn!(
+            incarnation,
+            "a former life of this node is known with a later start: did the clock run backwards?"
+        );
+        if state.swim.try_send(Input::NewLife(incarnation)).is_err() {
+            state.count("swim_dropped");
+        }
+    }
+    if fresh.is_empty() {
+        return;
+    }
+    {
+        let mut queue = lock(&state.fresh);
+        for node in fresh {
+            queue.insert(node, Some(from).filter(|_| node != state.me));
+        }
+    }
+    state.fresh_wake.notify_one();
+    state.refresh_view();
+}
+
+/// Tells a few peers the ledger's new position.
+pub(super) async fn push_head(state: &Arc<State>, head: LedgerHead) {
+    let Ok(frame) = Frame::new(&head) else { return };
+    for conn in some_peers(state, FAN_OUT, None) {
+        conn::notify(state, &conn, &frame).await;
+    }
+}
+
+fn some_peers(state: &State, count: usize, not: Option<NodeId>) -> Vec<Arc<Conn>> {
+    let mut all = lock(&state.pool).all();
+    all.retain(|c| Some(c.node) != not);
+    all.choose_multiple(&mut rand::rng(), count).cloned().collect()
+}
+
+/// Pushes fresh records.
+pub(super) async fn rumor_loop(state: Arc<State>) {
+    loop {
+        state.fresh_wake.notified().await;
+        tokio::time::sleep(COALESCE).await;
+        let fresh = std::mem::take(&mut *lock(&state.fresh));
+        // Grouped by who must not get it back.
+        let mut groups: BTreeMap<Option<NodeId>, Vec<NodeRecord>> = BTreeMap::new();
+        {
+            let records = lock(&state.records);
+            for (node, from) in fresh {
+                if let Some(record) = records.get(node) {
+                    groups.entry(from).or_default().push(record.clone());
+                }
+            }
+        }
+        for (from, records) in groups {
+            for chunk in records.chunks(RUMOR) {
+                let Ok(frame) = Frame::new(&Rumor { records: chunk.to_vec() }) else { continue };
+                for conn in some_peers(&state, FAN_OUT, from) {
+                    conn::notify(&state, &conn, &frame).await;
+                }
+            }
+        }
+    }
+}
+
+/// Pause between digest exchanges: a second while digests are small, up to ten
+/// when there are thousands of records. `random` in 0..1.
+fn interval(records: usize, random: f64) -> Duration {
+    let scale = (u32::try_from(records).map_or(10.0, f64::from) / 128.0).clamp(1.0, 10.0);
+    Duration::from_secs_f64(scale * (0.75 + random.clamp(0.0, 1.0) / 2.0))
+}
+
+/// Repairs what rumors missed.
+pub(super) async fn anti_entropy_loop(state: Arc<State>) {
+    loop {
+        let records = lock(&state.records).len();
+        tokio::time::sleep(interval(records, rand::random())).await;
+        if let Some(conn) = some_peers(&state, 1, None).pop() {
+            exchange(&state, &conn).await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn digests_get_rarer_as_they_grow() {
+        assert_eq!(interval(3, 0.5), Duration::from_secs(1));
+        assert_eq!(interval(5000, 0.5), Duration::from_secs(10));
+    }
+}

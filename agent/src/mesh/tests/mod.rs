@@ -1,0 +1,1 @@
+//! Several real endpoints on loopback.
