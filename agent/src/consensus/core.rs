@@ -1,0 +1,285 @@
+//! State that the tasks of consensus share.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use ipnet::IpNet;
+use openraft::{Config, SnapshotPolicy};
+use tokio::sync::{mpsc, watch};
+use weft_proto::id::{NodeId, RequestId};
+use weft_proto::wire::v1::LedgerHead;
+
+use super::error::{ConsensusError, StoreError};
+use super::founding::{Founding, Plan};
+use super::network::Network;
+use super::replica::Replica;
+use super::seats::Seats;
+use super::store::{Db, LogStore, Machine, Seated};
+use super::types::{Engine, Metrics};
+use crate::mesh::net::{MeshView, PeerNet};
+
+/// What consensus needs to know at start.
+#[derive(Debug, Clone)]
+pub struct ConsensusConfig {
+    /// Where `consensus.redb` lives. It must share its fate with the node's key.
+    pub state_dir: std::path::PathBuf,
+    /// This node.
+    pub me: NodeId,
+    /// Node name.
+    pub name: String,
+    /// `IPALLOC_RANGE`.
+    pub ranges: Vec<IpNet>,
+    /// This life of the agent: Unix milliseconds at start.
+    pub session: u64,
+    /// How this node takes part in the founding.
+    pub founding: Founding,
+    /// How long blocks of an evicted node rest (used by the founder).
+    pub quarantine: Duration,
+    /// After this a dead voter is replaced, if another node can take over.
+    pub voter_dead_after: Duration,
+}
+
+type HeadHook = Box<dyn Fn(LedgerHead) + Send + Sync>;
+
+/// See the module.
+pub struct Core {
+    pub(super) config: ConsensusConfig,
+    pub(super) plan: Plan,
+    pub(super) net: Arc<dyn PeerNet>,
+    pub(super) db: Db,
+    pub(super) replica: Arc<Replica>,
+    pub(super) seats: Arc<Seats>,
+    engine: watch::Sender<Option<Arc<Running>>>,
+    starting: tokio::sync::Mutex<()>,
+    founding_waits: Mutex<Option<String>>,
+    join_waits: Mutex<Option<String>>,
+    pub(super) heads: mpsc::Sender<(NodeId, LedgerHead)>,
+    pub(super) stop: watch::Sender<bool>,
+    pub(super) head_hook: Mutex<Option<HeadHook>>,
+    next_request: AtomicU64,
+    started: Instant,
+    gone_since: Mutex<BTreeMap<NodeId, Instant>>,
+    pub(super) last_answer: Mutex<Option<NodeId>>,
+}
+
+/// The engine and the seat it runs in.
+pub struct Running {
+    /// Seat and founding.
+    pub seated: Seated,
+    /// The engine.
+    pub engine: Engine,
+}
+
+impl Running {
+    /// What the engine says of itself.
+    pub fn metrics(&self) -> Metrics {
+        self.engine.metrics().borrow().clone()
+    }
+
+    /// True if it leads.
+    pub fn leads(&self) -> bool {
+        let metrics = self.engine.metrics();
+        let metrics = metrics.borrow();
+        metrics.running_state.is_ok() && metrics.current_leader == Some(self.seated.raft_id)
+    }
+
+    /// True if the membership, as known here, has this seat.
+    pub fn is_member(&self) -> bool {
+        let metrics = self.engine.metrics();
+        let metrics = metrics.borrow();
+        metrics.membership_config.membership().get_node(&self.seated.raft_id).is_some()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Core {
+    /// Opens the store and loads what is there.
+    pub async fn load(
+        config: ConsensusConfig,
+        net: Arc<dyn PeerNet>,
+        heads: mpsc::Sender<(NodeId, LedgerHead)>,
+    ) -> Result<Self, ConsensusError> {
+        let plan = config.founding.plan(config.me, &config.name)?;
+        let (dir, me) = (config.state_dir.clone(), config.me);
+        let db = tokio::task::spawn_blocking(move || Db::open(&dir, me))
+            .await
+            .map_err(|e| ConsensusError::Engine(e.to_string()))??;
+        let replica = Arc::new(Replica::load(db.clone()).await?);
+        let seats = Arc::new(Seats::load(db.clone()).await?);
+        Ok(Self {
+            config,
+            plan,
+            net,
+            db,
+            replica,
+            seats,
+            engine: watch::Sender::new(None),
+            starting: tokio::sync::Mutex::new(()),
+            founding_waits: Mutex::new(None),
+            join_waits: Mutex::new(None),
+            heads,
+            stop: watch::Sender::new(false),
+            head_hook: Mutex::new(None),
+            next_request: AtomicU64::new(1),
+            started: Instant::now(),
+            gone_since: Mutex::new(BTreeMap::new()),
+            last_answer: Mutex::new(None),
+        })
+    }
+
+    /// The engine, where this node has a seat.
+    pub fn running(&self) -> Option<Arc<Running>> {
+        self.engine.borrow().clone()
+    }
+
+    /// Told when the engine starts.
+    pub fn watch_engine(&self) -> watch::Receiver<Option<Arc<Running>>> {
+        self.engine.subscribe()
+    }
+
+    /// Starts the engine in a seat, once; the seat is on disk before.
+    pub async fn start_engine(&self, seated: Seated) -> Result<Arc<Running>, ConsensusError> {
+        let _one = self.starting.lock().await;
+        if let Some(running) = self.running() {
+            return Ok(running);
+        }
+        if *self.stop.borrow() {
+            return Err(ConsensusError::Engine("the agent is shutting down".to_owned()));
+        }
+        match self.db.run(Db::seated).await? {
+            None => self.db.run(move |db| db.take_seat(seated)).await?,
+            Some(stored) if stored == seated => {}
+            Some(stored) => {
+                return Err(ConsensusError::Engine(format!(
+                    "this node already has seat {}",
+                    stored.raft_id
+                )));
+            }
+        }
+        let engine_error = |e: &dyn std::fmt::Display| ConsensusError::Engine(e.to_string());
+        let machine = Machine::load(self.db.clone(), self.replica.clone()).await?;
+        let network =
+            Network { net: self.net.clone(), seats: self.seats.clone(), seated };
+        let engine = Engine::new(
+            seated.raft_id,
+            Arc::new(engine_config().map_err(|e| engine_error(&e))?),
+            network,
+            LogStore::new(self.db.clone()),
+            machine,
+        )
+        .await
+        .map_err(|e| engine_error(&e))?;
+        let running = Arc::new(Running { seated, engine });
+        self.engine.send_replace(Some(running.clone()));
+        self.publish_seat(Some(seated.raft_id));
+        Ok(running)
+    }
+
+    /// Puts the seat (or that there is none) into this node's record.
+    pub fn publish_seat(&self, seat: Option<weft_proto::id::RaftId>) {
+        self.net.update_record(Box::new(move |record| record.raft_id = seat));
+    }
+
+    /// Seat on disk, if any.
+    pub async fn stored_seat(&self) -> Result<Option<Seated>, StoreError> {
+        self.db.run(Db::seated).await
+    }
+
+    /// A fresh request id.
+    pub fn next_request(&self) -> RequestId {
+        RequestId {
+            node: self.config.me,
+            session: self.config.session,
+            seq: self.next_request.fetch_add(1, Ordering::Relaxed),
+        }
+    }
+
+    /// What founding waits for.
+    pub fn set_founding_waits(&self, why: Option<String>) {
+        let mut slot = lock(&self.founding_waits);
+        if *slot != why {
+            if let Some(why) = &why {
+                tracing::info!("{why}");
+            }
+            *slot = why;
+        }
+    }
+
+    /// What joining waits for.
+    pub fn set_join_waits(&self, why: Option<String>) {
+        let mut slot = lock(&self.join_waits);
+        if *slot != why {
+            if let Some(why) = &why {
+                tracing::warn!("{why}");
+            }
+            *slot = why;
+        }
+    }
+
+    /// Why joining was refused, if it was.
+    pub fn join_waits(&self) -> Option<String> {
+        lock(&self.join_waits).clone()
+    }
+
+    /// What founding or joining waits for.
+    pub fn waits(&self) -> Option<String> {
+        self.join_waits().or_else(|| lock(&self.founding_waits).clone())
+    }
+
+    /// Notes who went and who came back.
+    pub fn note_view(&self, view: &MeshView) {
+        let now = Instant::now();
+        let mut gone = lock(&self.gone_since);
+        gone.retain(|node, _| !view.is_alive(*node));
+        for node in view.members.keys().filter(|node| !view.is_alive(**node)) {
+            gone.entry(*node).or_insert(now);
+        }
+    }
+
+    /// How long a node has not been alive; `None` while it is. A node never
+    /// seen counts from the start of this agent.
+    pub fn gone_for(&self, view: &MeshView, node: NodeId) -> Option<Duration> {
+        if view.is_alive(node) {
+            return None;
+        }
+        let since = lock(&self.gone_since).get(&node).copied().unwrap_or(self.started);
+        Some(since.elapsed())
+    }
+
+    /// Completes when the agent stops.
+    pub async fn stopped(&self) {
+        let mut stop = self.stop.subscribe();
+        // An error means that the sender is gone, which is a stop as well.
+        let _gone = stop.wait_for(|stop| *stop).await;
+    }
+
+    /// Tells the hook the present head.
+    pub fn tell_head(&self) {
+        let head = self.replica.head();
+        if let Some(hook) = lock(&self.head_hook).as_ref() {
+            hook(head);
+        }
+    }
+}
+
+fn engine_config() -> Result<Config, openraft::ConfigError> {
+    Config {
+        cluster_name: "weft".to_owned(),
+        heartbeat_interval: 250,
+        election_timeout_min: 1000,
+        election_timeout_max: 2000,
+        install_snapshot_timeout: 5000,
+        // At most 64 proposals of 64 KiB stay below the limit of a frame.
+        max_payload_entries: 64,
+        snapshot_max_chunk_size: 1 << 20,
+        snapshot_policy: SnapshotPolicy::LogsSinceLast(1000),
+        max_in_snapshot_log_to_keep: 1000,
+        ..Config::default()
+    }
+    .validate()
+}

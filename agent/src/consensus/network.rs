@@ -1,0 +1,148 @@
+//! The engine's messages over the mesh.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use openraft::error::{
+    InstallSnapshotError, RPCError, RaftError, RemoteError, Unreachable,
+};
+use openraft::network::{Backoff, RPCOption, RaftNetwork, RaftNetworkFactory};
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, InstallSnapshotRequest, InstallSnapshotResponse,
+    VoteRequest, VoteResponse,
+};
+use serde::{Serialize, de::DeserializeOwned};
+use weft_proto::frame::Frame;
+use weft_proto::id::RaftId;
+use weft_proto::wire::v1::{Failure, Raft, RaftReply};
+
+use super::error::failure;
+use super::seats::Seats;
+use super::store::Seated;
+use super::types::{Engine, Seat, TypeConfig, decode, encode};
+use crate::mesh::net::PeerNet;
+
+/// Kind of append-entries in [`Raft`].
+pub const APPEND: u8 = 1;
+/// Kind of vote.
+pub const VOTE: u8 = 2;
+/// Kind of install-snapshot.
+pub const SNAPSHOT: u8 = 3;
+
+/// Makes connections to other seats.
+#[derive(Clone)]
+pub struct Network {
+    pub(super) net: Arc<dyn PeerNet>,
+    pub(super) seats: Arc<Seats>,
+    pub(super) seated: Seated,
+}
+
+/// The way to one seat.
+pub struct Wire {
+    network: Network,
+    target: RaftId,
+    seat: Seat,
+}
+
+/// Why a message did not get through, for the engine's log.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Lost(String);
+
+fn lost<E: std::error::Error>(why: impl Into<String>) -> RPCError<RaftId, Seat, RaftError<RaftId, E>> {
+    RPCError::Unreachable(Unreachable::new(&Lost(why.into())))
+}
+
+impl RaftNetworkFactory<TypeConfig> for Network {
+    type Network = Wire;
+
+    async fn new_client(&mut self, target: RaftId, node: &Seat) -> Wire {
+        Wire { network: self.clone(), target, seat: node.clone() }
+    }
+}
+
+type WireResult<T, E = openraft::error::Infallible> =
+    Result<T, RPCError<RaftId, Seat, RaftError<RaftId, E>>>;
+
+impl Wire {
+    async fn send<Q, A, E>(&self, kind: u8, request: &Q, patience: Duration) -> WireResult<A, E>
+    where
+        Q: Serialize,
+        A: DeserializeOwned,
+        E: std::error::Error + DeserializeOwned,
+    {
+        let Network { net, seats, seated } = &self.network;
+        let Some(node) = seats.resolve(self.target, &self.seat, &net.view()) else {
+            return Err(lost(format!("nobody is known in seat {}", self.seat)));
+        };
+        let body = encode(request).map_err(|e| lost(e.to_string()))?;
+        let message = Raft {
+            founding: seated.founding,
+            from: seated.raft_id,
+            to: self.target,
+            kind,
+            body,
+        };
+        let frame = Frame::new(&message).map_err(|e| lost(e.to_string()))?;
+        let answer = net.call(node, frame, patience).await.map_err(|e| lost(e.to_string()))?;
+        let reply: RaftReply = answer.decode().map_err(|e| lost(e.to_string()))?;
+        seats.heard(self.target, node).await.map_err(|e| lost(e.to_string()))?;
+        let result: Result<A, RaftError<RaftId, E>> =
+            decode(&reply.body).map_err(|e| lost(e.to_string()))?;
+        result.map_err(|e| RPCError::RemoteError(RemoteError::new(self.target, e)))
+    }
+}
+
+impl RaftNetwork<TypeConfig> for Wire {
+    async fn append_entries(
+        &mut self,
+        rpc: AppendEntriesRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> WireResult<AppendEntriesResponse<RaftId>> {
+        self.send(APPEND, &rpc, option.hard_ttl()).await
+    }
+
+    async fn install_snapshot(
+        &mut self,
+        rpc: InstallSnapshotRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> WireResult<InstallSnapshotResponse<RaftId>, InstallSnapshotError> {
+        self.send(SNAPSHOT, &rpc, option.hard_ttl()).await
+    }
+
+    async fn vote(
+        &mut self,
+        rpc: VoteRequest<RaftId>,
+        option: RPCOption,
+    ) -> WireResult<VoteResponse<RaftId>> {
+        self.send(VOTE, &rpc, option.hard_ttl()).await
+    }
+
+    fn backoff(&self) -> Backoff {
+        Backoff::new(std::iter::repeat(Duration::from_millis(200)))
+    }
+}
+
+/// Hands a message of another seat to the engine.
+pub async fn deliver(engine: &Engine, message: &Raft) -> Result<RaftReply, Failure> {
+    fn bad(e: impl std::fmt::Display) -> Failure {
+        failure(Failure::BAD_REQUEST, format!("consensus message: {e}"))
+    }
+    let body = match message.kind {
+        APPEND => {
+            let request = decode(&message.body).map_err(bad)?;
+            encode(&engine.append_entries(request).await)
+        }
+        VOTE => {
+            let request = decode(&message.body).map_err(bad)?;
+            encode(&engine.vote(request).await)
+        }
+        SNAPSHOT => {
+            let request = decode(&message.body).map_err(bad)?;
+            encode(&engine.install_snapshot(request).await)
+        }
+        other => return Err(bad(format!("unknown kind {other}"))),
+    };
+    let body = body.map_err(|e| failure(Failure::INTERNAL, e.to_string()))?;
+    Ok(RaftReply { body })
+}

@@ -1,0 +1,239 @@
+//! Bringing a command to the leader, from wherever it is asked.
+
+use std::sync::PoisonError;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use rand::seq::SliceRandom;
+use weft_proto::frame::Frame;
+use weft_proto::id::{NodeId, RequestId};
+use weft_proto::ledger::{Command, Op, Outcome};
+use weft_proto::wire::v1::{Failure, LedgerHead, Propose, ProposeReply};
+
+use super::core::{Core, Running};
+use super::error::{ProposeError, failure};
+use super::types::{Proposal, position};
+use crate::mesh::net::Liveness;
+
+/// Longest wait for one voter before the next is asked.
+const ONE_TRY: Duration = Duration::from_secs(3);
+/// Pause between tries.
+const PAUSE: Duration = Duration::from_millis(150);
+/// A proposal is forwarded at most so often.
+const MAX_HOPS: u8 = 3;
+/// A name is taken over only from a node that has been gone this long.
+const NAME_GONE: Duration = Duration::from_secs(10);
+
+impl Core {
+    /// Brings `op` into the ledger and waits until this replica has it.
+    pub async fn propose(
+        &self,
+        request: RequestId,
+        op: Op,
+        patience: Duration,
+    ) -> Result<(u64, Outcome), ProposeError> {
+        let deadline = Instant::now() + patience;
+        let mut last = None;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if *self.stop.borrow() {
+                return Err(ProposeError::Stopped);
+            }
+            if left.is_zero() {
+                return Err(self.no_quorum(last));
+            }
+            match self.attempt(request, &op, left.min(ONE_TRY)).await {
+                Ok((at, outcome, by)) => {
+                    self.catch_up(at, by, left.max(ONE_TRY)).await?;
+                    return Ok((at, outcome));
+                }
+                Err(why) => last = Some(why),
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            tokio::time::sleep(PAUSE.min(left)).await;
+        }
+    }
+
+    /// One try; also says who answered.
+    async fn attempt(
+        &self,
+        request: RequestId,
+        op: &Op,
+        patience: Duration,
+    ) -> Result<(u64, Outcome, NodeId), String> {
+        let running = self.running();
+        if let Some(running) = running.as_ref().filter(|r| r.leads()) {
+            let (at, outcome) = self.write(running, request, op.clone(), patience).await?;
+            return Ok((at, outcome, self.net.me()));
+        }
+        let target = self.candidate(running.as_deref()).ok_or("no voter is reachable")?;
+        let message = Propose { request, op: op.clone(), hops: 1 };
+        let reply = self.ask(target, &message, patience).await;
+        let mut hint = self.last_answer.lock().unwrap_or_else(PoisonError::into_inner);
+        *hint = reply.is_ok().then_some(target);
+        let ProposeReply { index, outcome } = reply?;
+        Ok((index, outcome, target))
+    }
+
+    async fn ask(
+        &self,
+        to: NodeId,
+        message: &Propose,
+        patience: Duration,
+    ) -> Result<ProposeReply, String> {
+        let frame = Frame::new(message).map_err(|e| e.to_string())?;
+        let answer = self
+            .net
+            .call(to, frame, patience)
+            .await
+            .map_err(|e| format!("{}: {e}", self.net.view().name_of(to)))?;
+        answer.decode().map_err(|e| e.to_string())
+    }
+
+    /// Whom to ask: the leader, who answered last, or any voter.
+    fn candidate(&self, running: Option<&Running>) -> Option<NodeId> {
+        let view = self.net.view();
+        let me = self.net.me();
+        let usable = |node: &NodeId| *node != me && view.is_alive(*node);
+        if let Some(leader) = running.and_then(|r| self.leader_of(r)).filter(usable) {
+            return Some(leader);
+        }
+        let hint = *self.last_answer.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(node) = hint.filter(usable) {
+            return Some(node);
+        }
+        let mut voters: Vec<NodeId> = view
+            .members
+            .iter()
+            .filter(|(node, m)| usable(node) && m.record.raft_id.is_some())
+            .map(|(node, _)| *node)
+            .collect();
+        voters.shuffle(&mut rand::rng());
+        let preferred = voters
+            .iter()
+            .find(|node| view.members.get(*node).is_some_and(|m| m.liveness == Liveness::Alive));
+        preferred.or(voters.first()).copied()
+    }
+
+    /// The node of the leader the engine knows of.
+    pub fn leader_of(&self, running: &Running) -> Option<NodeId> {
+        let metrics = running.metrics();
+        let id = metrics.current_leader?;
+        let seat = metrics.membership_config.membership().get_node(&id)?;
+        self.seats.resolve(id, seat, &self.net.view())
+    }
+
+    /// Writes into the log; this node leads.
+    pub async fn write(
+        &self,
+        running: &Running,
+        request: RequestId,
+        op: Op,
+        patience: Duration,
+    ) -> Result<(u64, Outcome), String> {
+        let command = Command { request, at_ms: now_ms(), op: self.vet(op) };
+        let write = running.engine.client_write(Proposal(command));
+        match tokio::time::timeout(patience, write).await {
+            Err(_) => Err(format!("not committed within {patience:?}")),
+            Ok(Err(e)) => Err(format!("the leader could not write: {e}")),
+            Ok(Ok(done)) => match done.data.0 {
+                Some(outcome) => Ok((position(Some(&done.log_id)), outcome)),
+                None => Err("the log gave no outcome".to_owned()),
+            },
+        }
+    }
+
+    /// The leader decides whether a name may be taken over.
+    fn vet(&self, op: Op) -> Op {
+        let Op::Join { node, name, ranges, .. } = op else { return op };
+        let holder = self.replica.ledger().node_by_name(&name);
+        let replace = holder.filter(|holder| *holder != node).is_some_and(|holder| {
+            self.gone_for(&self.net.view(), holder).is_some_and(|gone| gone > NAME_GONE)
+        });
+        Op::Join { node, name, ranges, replace }
+    }
+
+    /// Waits until the replica has reached `at`, pulling from who said so.
+    async fn catch_up(
+        &self,
+        at: u64,
+        from: NodeId,
+        patience: Duration,
+    ) -> Result<(), ProposeError> {
+        let deadline = Instant::now() + patience;
+        let mut ledger = self.replica.subscribe();
+        loop {
+            let head = ledger.borrow_and_update().head();
+            if head.index >= at {
+                return Ok(());
+            }
+            if Instant::now() >= deadline {
+                return Err(ProposeError::Behind {
+                    position: at,
+                    applied: head.index,
+                    after: patience,
+                });
+            }
+            if from != self.net.me() {
+                // A full queue means that pulls are under way already.
+                let _full = self
+                    .heads
+                    .try_send((from, LedgerHead { cluster: head.cluster, index: at }));
+            }
+            let _nudge = tokio::time::timeout(PAUSE, ledger.changed()).await;
+        }
+    }
+
+    /// Serves a proposal of another node: writes it, or passes it on.
+    pub async fn on_propose(&self, message: Propose) -> Result<ProposeReply, Failure> {
+        let no_leader = |why: String| failure(Failure::NO_LEADER, why);
+        let Some(running) = self.running() else {
+            return Err(no_leader("this node is not a voter".to_owned()));
+        };
+        if running.leads() {
+            return self
+                .write(&running, message.request, message.op, ONE_TRY)
+                .await
+                .map(|(index, outcome)| ProposeReply { index, outcome })
+                .map_err(|why| no_leader(self.no_quorum(Some(why)).to_string()));
+        }
+        if message.hops >= MAX_HOPS {
+            return Err(no_leader("passed on too often; the leader is changing".to_owned()));
+        }
+        let leader = self.leader_of(&running).filter(|node| *node != self.net.me());
+        let Some(leader) = leader else {
+            return Err(no_leader(self.no_quorum(None).to_string()));
+        };
+        let onward = Propose { hops: message.hops + 1, ..message };
+        self.ask(leader, &onward, ONE_TRY).await.map_err(no_leader)
+    }
+
+    /// Why nothing can be committed, as far as known here.
+    pub fn no_quorum(&self, last: Option<String>) -> ProposeError {
+        if self.replica.head().cluster.is_none()
+            && let Some(why) = self.waits()
+        {
+            return ProposeError::NotFounded { why };
+        }
+        let mut parts = Vec::new();
+        let missing: Vec<String> = self
+            .voters()
+            .into_iter()
+            .filter(|v| !v.alive)
+            .map(|v| v.name.unwrap_or(v.seat))
+            .collect();
+        if !missing.is_empty() {
+            parts.push(format!("voters not reachable: {}", missing.join(", ")));
+        }
+        parts.extend(last);
+        if parts.is_empty() {
+            parts.push("no leader is known".to_owned());
+        }
+        ProposeError::NoQuorum { why: parts.join("; ") }
+    }
+}
+
+fn now_ms() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}
