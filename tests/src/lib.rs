@@ -1,1 +1,24 @@
-//! Integration tests and benchmarks of weft: namespaces, real binaries.
+//! Integration tests and benchmarks of weft: namespaces, real binaries, real packets.
+//!
+//! A test builds a [`Cluster`], does to it what operators, other programs and
+//! bad luck do, and waits for conditions. Everything is uniquely named and
+//! removed on drop; what a killed test leaves, the next one removes.
+
+pub mod binaries;
+pub mod cluster;
+pub mod node;
+pub mod pinger;
+pub mod pod;
+pub mod podman;
+pub mod reference;
+pub mod stats;
+pub mod stream;
+pub mod wait;
+
+pub use cluster::Cluster;
+pub use node::Node;
+pub use pod::Pod;
+pub use wait::wait_until;
+
+/// What tests and helpers return.
+pub type Result<T = ()> = anyhow::Result<T>;
