@@ -1,0 +1,342 @@
+//! The daemon as its HTTP endpoint sees it.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use weft_proto::api::{
+    AttachRequest, Attachment, GcReply, GcRequest, LeaseInfo, Readiness, Status,
+};
+use weft_proto::attachment::AttachmentKey;
+use weft_proto::ledger::{Op, Outcome};
+use weft_proto::names;
+
+use super::App;
+use crate::api::backend::{Backend, BackendError};
+use crate::ipam_service::{IpamService, LeaseFacts, http_key};
+use crate::mesh::net::BoxFuture;
+
+/// Frees a lease unless the request that made it got its answer out.
+struct Undo<'a> {
+    app: &'a App,
+    key: Option<AttachmentKey>,
+}
+
+impl Drop for Undo<'_> {
+    fn drop(&mut self) {
+        if let Some(key) = self.key.take() {
+            if let Err(e) = self.app.ipam.release(&key) {
+                tracing::error!("{e}");
+            }
+            self.app.publish();
+        }
+    }
+}
+
+/// The key a Weave id stands for: `_` files an address under itself.
+fn weave_key(id: &str, address: IpAddr) -> AttachmentKey {
+    if id == "_" { http_key(&address.to_string()) } else { http_key(id) }
+}
+
+impl App {
+    fn facts(request: &AttachRequest) -> LeaseFacts {
+        let arg = |name: &str| request.args.get(name).filter(|v| !v.is_empty());
+        let pod = arg("K8S_POD_NAME")
+            .map(|name| format!("{}/{name}", arg("K8S_POD_NAMESPACE").map_or("", String::as_str)));
+        LeaseFacts {
+            pod,
+            host_ifname: names::host_ifname(&request.key.container_id, &request.key.ifname),
+            port_mappings: request.port_mappings.clone(),
+        }
+    }
+
+    /// One family per range of the cluster.
+    fn families(&self) -> Vec<bool> {
+        let ledger = self.consensus.ledger();
+        let v6 = |r: &IpNet| matches!(r, IpNet::V6(_));
+        let mut families: Vec<bool> = ledger.ranges().iter().map(v6).collect();
+        families.sort_unstable();
+        families.dedup();
+        if families.is_empty() {
+            // Not founded yet: wait for what this node was configured with.
+            families = self.config.ranges.iter().map(v6).collect();
+        }
+        families
+    }
+
+    async fn wire(&self, request: AttachRequest) -> Result<Attachment, BackendError> {
+        let key = &request.key;
+        self.check_ports(key, &request.port_mappings)?;
+        let facts = Self::facts(&request);
+        let patience = request.wait_ms.map_or(names::ADD_PATIENCE, Duration::from_millis);
+        let deadline = tokio::time::Instant::now() + patience.min(names::ADD_PATIENCE);
+        let mut undo = Undo { app: self, key: None };
+        let mut addresses = Vec::new();
+        let mut existing = true;
+        for ipv6 in self.families() {
+            let left = deadline.saturating_duration_since(tokio::time::Instant::now());
+            let (address, had) = self.ipam.allocate(key, ipv6, None, &facts, left).await?;
+            if !had {
+                undo.key = Some(key.clone());
+                existing = false;
+            }
+            addresses.push(address);
+        }
+        self.ipam.update_facts(key, &facts)?;
+        self.publish();
+        self.dataplane.settled().await.map_err(|e| BackendError::Internal(e.to_string()))?;
+        undo.key = None;
+        let first = addresses.first().copied().ok_or_else(|| {
+            BackendError::NotReady("the cluster's ranges are not known yet".to_owned())
+        })?;
+        Ok(Attachment {
+            key: request.key,
+            host_ifname: facts.host_ifname,
+            mac: names::format_mac(names::pod_mac(first)),
+            addresses,
+            bridge: names::BRIDGE.to_owned(),
+            gateway_mac: names::format_mac(names::bridge_mac(&self.config.node_name)),
+            mtu: self.dataplane.mtu(),
+            ranges: self.consensus.ledger().ranges().to_vec(),
+            hairpin: self.config.hairpin,
+            existing,
+        })
+    }
+
+    /// Two attachments of a node cannot share a host port.
+    fn check_ports(
+        &self,
+        key: &AttachmentKey,
+        wanted: &[weft_proto::api::PortMapping],
+    ) -> Result<(), BackendError> {
+        if wanted.is_empty() {
+            return Ok(());
+        }
+        for lease in self.ipam.leases().iter().filter(|l| l.key != *key) {
+            for have in &lease.port_mappings {
+                let clash = wanted.iter().find(|w| {
+                    w.host_port == have.host_port
+                        && w.protocol.eq_ignore_ascii_case(&have.protocol)
+                        && (w.host_ip.is_none() || have.host_ip.is_none() || w.host_ip == have.host_ip)
+                });
+                if let Some(clash) = clash {
+                    return Err(BackendError::Conflict(format!(
+                        "host port {}/{} is taken by {}",
+                        clash.host_port,
+                        clash.protocol,
+                        lease.pod.clone().unwrap_or_else(|| lease.key.to_string())
+                    )));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn free(&self, keys: &[AttachmentKey]) -> Result<usize, BackendError> {
+        let mut freed = 0;
+        for key in keys {
+            freed += self.ipam.release(key)?.len();
+        }
+        self.publish();
+        Ok(freed)
+    }
+
+    fn with_len(&self, address: IpAddr, subnet: Option<IpNet>) -> IpNet {
+        let ledger = self.consensus.ledger();
+        let within = subnet.or_else(|| ledger.ranges().iter().copied().find(|r| r.contains(&address)));
+        let len = within.map_or(if address.is_ipv4() { 32 } else { 128 }, |net| net.prefix_len());
+        IpNet::new(address, len).unwrap_or_else(|_| IpNet::from(address))
+    }
+}
+
+impl Backend for App {
+    fn status(&self) -> Status {
+        self.build_status()
+    }
+
+    fn readiness(&self) -> Readiness {
+        self.build_readiness()
+    }
+
+    fn config(&self) -> serde_json::Value {
+        self.config.report()
+    }
+
+    fn attach(&self, request: AttachRequest) -> BoxFuture<'_, Result<Attachment, BackendError>> {
+        Box::pin(async move {
+            let _busy = IpamService::begin(&self.ipam, &request.key)?;
+            self.wire(request).await
+        })
+    }
+
+    fn detach(&self, key: AttachmentKey) -> BoxFuture<'_, Result<bool, BackendError>> {
+        Box::pin(async move {
+            let _busy = IpamService::begin(&self.ipam, &key)?;
+            let had = self.ipam.lease(&key).is_some();
+            self.free(&[key])?;
+            if had {
+                // The route and rules are gone before the address can be heard of again.
+                self.dataplane.settled().await.map_err(|e| BackendError::Internal(e.to_string()))?;
+            }
+            Ok(had)
+        })
+    }
+
+    fn attachment(&self, key: &AttachmentKey) -> Option<LeaseInfo> {
+        self.ipam.lease(key)
+    }
+
+    fn gc(&self, request: GcRequest) -> BoxFuture<'_, Result<GcReply, BackendError>> {
+        Box::pin(async move {
+            let stale: Vec<AttachmentKey> = self
+                .ipam
+                .leases()
+                .into_iter()
+                .filter(|l| !l.host_ifname.is_empty() && !request.keep.contains(&l.key))
+                .map(|l| l.key)
+                .collect();
+            self.free(&stale)?;
+            Ok(GcReply { released: stale })
+        })
+    }
+
+    fn leases(&self) -> Vec<LeaseInfo> {
+        self.ipam.leases()
+    }
+
+    fn allocate(
+        &self,
+        id: String,
+        subnet: Option<IpNet>,
+        patience: Duration,
+    ) -> BoxFuture<'_, Result<IpNet, BackendError>> {
+        Box::pin(async move {
+            let key = http_key(&id);
+            let ipv6 = subnet
+                .or_else(|| self.default_subnet())
+                .is_some_and(|net| matches!(net, IpNet::V6(_)));
+            let facts = LeaseFacts::default();
+            if id == "_" {
+                // No id: every request is a new one, filed under its address.
+                let _busy = IpamService::begin(&self.ipam, &key)?;
+                let (address, _) = self.ipam.allocate(&key, ipv6, subnet, &facts, patience).await?;
+                self.ipam.release_one(&key, address)?;
+                self.ipam
+                    .claim(&weave_key("_", address), address, &facts)
+                    .map_err(|e| BackendError::Internal(e.to_string()))?;
+                return Ok(self.with_len(address, subnet));
+            }
+            let _busy = IpamService::begin(&self.ipam, &key)?;
+            let (address, _) = self.ipam.allocate(&key, ipv6, subnet, &facts, patience).await?;
+            Ok(self.with_len(address, subnet))
+        })
+    }
+
+    fn lookup(&self, id: &str, subnet: Option<IpNet>) -> Vec<IpNet> {
+        self.ipam
+            .keys_of(id)
+            .iter()
+            .flat_map(|key| self.ipam.addresses(key))
+            .filter(|address| subnet.is_none_or(|net| net.contains(address)))
+            .map(|address| self.with_len(address, subnet))
+            .collect()
+    }
+
+    fn claim(
+        &self,
+        id: String,
+        address: IpNet,
+        patience: Duration,
+    ) -> BoxFuture<'_, Result<(), BackendError>> {
+        Box::pin(async move {
+            let key = weave_key(&id, address.addr());
+            self.take(&key, address.addr(), &LeaseFacts::default(), patience).await
+        })
+    }
+
+    fn release(&self, id: &str) -> BoxFuture<'_, Result<usize, BackendError>> {
+        let id = id.to_owned();
+        Box::pin(async move { self.free(&self.ipam.keys_of(&id)) })
+    }
+
+    fn release_one(&self, id: &str, address: IpAddr) -> BoxFuture<'_, Result<(), BackendError>> {
+        let id = id.to_owned();
+        Box::pin(async move {
+            for key in self.ipam.keys_of(&id) {
+                if self.ipam.release_one(&key, address)? {
+                    self.publish();
+                    return Ok(());
+                }
+            }
+            Err(BackendError::NotFound(format!("Free: address {address} not found for {id}")))
+        })
+    }
+
+    fn owned(&self) -> BTreeMap<String, Vec<IpNet>> {
+        let mut owned: BTreeMap<String, Vec<IpNet>> = BTreeMap::new();
+        for lease in self.ipam.leases() {
+            let addresses = lease.addresses.iter().map(|a| self.with_len(*a, None));
+            owned.entry(lease.key.container_id).or_default().extend(addresses);
+        }
+        owned
+    }
+
+    fn default_subnet(&self) -> Option<IpNet> {
+        let ledger = self.consensus.ledger();
+        ledger.ranges().first().or(self.config.ranges.first()).copied()
+    }
+
+    fn prime(&self, patience: Duration) -> BoxFuture<'_, Result<(), BackendError>> {
+        Box::pin(async move {
+            let mut ledgers = self.consensus.subscribe();
+            let joined = ledgers.wait_for(|ledger| ledger.member(self.me).is_some());
+            match tokio::time::timeout(patience, joined).await {
+                Ok(Ok(_)) => Ok(()),
+                _ => Err(BackendError::NotReady(self.why_not_joined())),
+            }
+        })
+    }
+
+    fn connect(&self, targets: Vec<String>, replace: bool) -> Result<(), BackendError> {
+        self.mesh.connect(&targets, replace).map_err(BackendError::Bad)
+    }
+
+    fn forget(&self, targets: Vec<String>) {
+        self.mesh.forget(&targets);
+    }
+
+    fn expose(&self, address: IpNet, skip_nat: bool) -> BoxFuture<'_, Result<(), BackendError>> {
+        Box::pin(async move {
+            if !skip_nat {
+                tracing::debug!("hosts reach pods without NAT; skipNAT makes no difference");
+            }
+            let key = Self::own_key();
+            let facts = LeaseFacts::default();
+            self.take(&key, address.addr(), &facts, Duration::from_secs(10)).await?;
+            self.publish();
+            self.dataplane.settled().await.map_err(|e| BackendError::Internal(e.to_string()))
+        })
+    }
+
+    fn leave(&self) -> BoxFuture<'_, Result<(), BackendError>> {
+        Box::pin(self.hand_back())
+    }
+
+    fn remove_peer(
+        &self,
+        name: String,
+        force: bool,
+    ) -> BoxFuture<'_, Result<u64, BackendError>> {
+        Box::pin(async move { self.evict(&name, force).await })
+    }
+
+    fn grow(&self, range: IpNet) -> BoxFuture<'_, Result<(), BackendError>> {
+        Box::pin(async move {
+            match self.propose(Op::Grow { range }).await? {
+                Outcome::Refused(refusal) => Err(BackendError::Bad(refusal.to_string())),
+                _ => Ok(()),
+            }
+        })
+    }
+}

@@ -1,0 +1,109 @@
+//! Installing the plugin and its configuration on the host.
+//!
+//! The configuration file is what tells the runtime that this node has a
+//! network, so it is written only once ADD can be served. Same-directory
+//! temporary file and rename: runtimes react to renames into place, not to
+//! files moved in from elsewhere.
+
+use std::fs;
+use std::io::{self, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use crate::config::Config;
+
+/// Name of the configuration file; sorts before most others.
+pub const CONFLIST: &str = "10-weft.conflist";
+/// Name of the plugin binary.
+pub const PLUGIN: &str = "weft";
+
+/// Something could not be installed.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot install {}: {source}; check that the directory is mounted and writable", .path.display())]
+pub struct InstallError {
+    path: PathBuf,
+    source: io::Error,
+}
+
+fn replace(path: &Path, content: &[u8], mode: u32) -> Result<bool, InstallError> {
+    let fail = |source| InstallError { path: path.to_owned(), source };
+    if fs::read(path).is_ok_and(|old| old == content)
+        && fs::metadata(path).is_ok_and(|m| m.permissions().mode() & 0o777 == mode)
+    {
+        return Ok(false);
+    }
+    if let Some(dir) = path.parent() {
+        fs::create_dir_all(dir).map_err(fail)?;
+    }
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let fresh = path.with_file_name(format!(".{name}.weft-new"));
+    let _ = fs::remove_file(&fresh);
+    let mut file = fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(mode)
+        .open(&fresh)
+        .map_err(fail)?;
+    file.write_all(content).map_err(fail)?;
+    file.set_permissions(fs::Permissions::from_mode(mode)).map_err(fail)?;
+    file.sync_all().map_err(fail)?;
+    drop(file);
+    fs::rename(&fresh, path).map_err(fail)?;
+    Ok(true)
+}
+
+/// Installs the plugin binary that lies beside the agent.
+pub fn install_plugin(config: &Config) -> Result<(), InstallError> {
+    let Some(dir) = &config.cni_bin_dir else { return Ok(()) };
+    let to = dir.join(PLUGIN);
+    let fail = |source| InstallError { path: to.clone(), source };
+    let beside = std::env::current_exe().map_err(fail)?.with_file_name(PLUGIN);
+    let content = fs::read(&beside).map_err(|e| {
+        fail(io::Error::new(e.kind(), format!("{}: {e}", beside.display())))
+    })?;
+    if replace(&to, &content, 0o755)? {
+        tracing::info!("CNI plugin installed as {}", to.display());
+    }
+    Ok(())
+}
+
+/// Writes the configuration list.
+pub fn install_conflist(config: &Config, text: &str) -> Result<(), InstallError> {
+    let Some(dir) = &config.cni_conf_dir else { return Ok(()) };
+    let to = dir.join(CONFLIST);
+    if replace(&to, text.as_bytes(), 0o644)? {
+        tracing::info!("CNI configuration installed as {}", to.display());
+    }
+    Ok(())
+}
+
+/// Removes both (`agent cleanup`); what was there.
+pub fn uninstall(config: &Config) -> Vec<String> {
+    let files = [
+        config.cni_conf_dir.as_ref().map(|d| d.join(CONFLIST)),
+        config.cni_bin_dir.as_ref().map(|d| d.join(PLUGIN)),
+    ];
+    files
+        .into_iter()
+        .flatten()
+        .filter(|path| fs::remove_file(path).is_ok())
+        .map(|path| path.display().to_string())
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn replaces_only_what_differs() {
+        let dir = std::env::temp_dir().join(format!("weft-cni-{}", std::process::id()));
+        let path = dir.join("10-weft.conflist");
+        assert!(replace(&path, b"one", 0o644).unwrap());
+        assert!(!replace(&path, b"one", 0o644).unwrap());
+        assert!(replace(&path, b"two", 0o644).unwrap());
+        assert_eq!(fs::read(&path).unwrap(), b"two");
+        assert_eq!(fs::read_dir(&dir).unwrap().count(), 1);
+        fs::remove_dir_all(dir).unwrap();
+    }
+}

@@ -1,0 +1,149 @@
+//! The daemon's standing work: following the ledger and the mesh, telling the
+//! others, serving HTTP, installing the CNI files.
+
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use weft_proto::api::{Condition, Health};
+use weft_proto::cni::conflist::{ConflistOptions, conflist};
+
+use super::peers::PeerBook;
+use super::start::underlay_is_v6;
+use super::{App, cni, intent};
+use crate::api;
+use crate::api::backend::Backend;
+use crate::mesh::net::PeerNet;
+
+/// Ledger or members changed: lease table, book of peers, routes, intent.
+pub(super) async fn follow(app: Arc<App>) {
+    let mut ledgers = app.consensus.subscribe();
+    let mut views = app.mesh.watch();
+    let mut leases = app.ipam.watch();
+    let mut book = PeerBook::open(&app.config.state_dir.join("peers.json"));
+    loop {
+        let ledger = ledgers.borrow_and_update().clone();
+        let view = views.borrow_and_update().clone();
+        leases.borrow_and_update();
+        if ledger.cluster().is_some() {
+            app.ipam.follow(&ledger);
+            let news = book.learn(&view, app.me);
+            book.keep(|node| ledger.member(node).is_some() || view.members.contains_key(&node));
+            if news && let Err(e) = book.store() {
+                app.condition("StateDirUnwritable", Some(Condition {
+                    health: Health::Degraded,
+                    reason: "StateDirUnwritable".into(),
+                    message: format!("{}: {e}", app.config.state_dir.display()),
+                    hint: "free space on, or fix the rights of, STATE_DIR".into(),
+                }));
+            }
+            let (peers, complete) =
+                intent::peers(&ledger, &book, app.me, underlay_is_v6(&app.underlay));
+            {
+                let mut routes = app.routes.lock().unwrap_or_else(PoisonError::into_inner);
+                routes.ledger = Some(Arc::clone(&ledger));
+                routes.peers = peers;
+                routes.complete = complete;
+            }
+            app.publish();
+        }
+        let settling = app.started.elapsed() < super::SETTLE_AT_MOST;
+        tokio::select! {
+            changed = ledgers.changed() => if changed.is_err() { return },
+            changed = views.changed() => if changed.is_err() { return },
+            changed = leases.changed() => if changed.is_err() { return },
+            // The end of settling must be seen without another event.
+            () = tokio::time::sleep(Duration::from_secs(20)), if settling => {}
+        }
+    }
+}
+
+/// Tells the others what they may want to know of this node; at most every two
+/// seconds, since every change is a rumor to the whole cluster.
+pub(super) async fn tell(app: Arc<App>) {
+    let mut leases = app.ipam.watch();
+    let mut ledgers = app.consensus.subscribe();
+    let mut told = None;
+    loop {
+        leases.borrow_and_update();
+        ledgers.borrow_and_update();
+        let stand = app.ipam.stand();
+        let small = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
+        let now = (
+            small(stand.free4),
+            small(stand.free6),
+            small(stand.leases as u64),
+            app.own_addresses(),
+            app.dataplane.mtu(),
+        );
+        if told.as_ref() != Some(&now) {
+            let (free4, free6, leases, overlay, mtu) = now.clone();
+            let ledger_index = app.consensus.ledger().head().index;
+            app.mesh.update_record(Box::new(move |record| {
+                record.free4 = free4;
+                record.free6 = free6;
+                record.leases = leases;
+                record.overlay = overlay;
+                record.mtu = mtu;
+                record.ledger_index = ledger_index;
+            }));
+            told = Some(now);
+        }
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        tokio::select! {
+            changed = leases.changed() => if changed.is_err() { return },
+            changed = ledgers.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(Duration::from_secs(30)) => {}
+        }
+    }
+}
+
+/// Plugin at once, configuration once ADD can be served.
+pub(super) async fn install(app: Arc<App>) {
+    let failed = |e: &cni::InstallError| {
+        app.condition("CniInstall", Some(Condition {
+            health: Health::Broken,
+            reason: "CniInstall".into(),
+            message: e.to_string(),
+            hint: "mount the host's CNI directories, or set CNI_CONF_DIR and CNI_BIN_DIR".into(),
+        }));
+    };
+    let options = ConflistOptions {
+        agent_addr: app.config.http_addr.to_string(),
+        run_dir: app.config.run_dir.display().to_string(),
+        hairpin: (!app.config.hairpin).then_some(false),
+        disable_gc: false,
+    };
+    let text = conflist(&options);
+    loop {
+        if app.readiness().ready {
+            match cni::install_plugin(&app.config)
+                .and_then(|()| cni::install_conflist(&app.config, &text))
+            {
+                Ok(()) => {
+                    app.condition("CniInstall", None);
+                    // Somebody may delete them; look again at leisure.
+                    tokio::time::sleep(Duration::from_secs(30)).await;
+                }
+                Err(e) => failed(&e),
+            }
+            tokio::time::sleep(Duration::from_secs(5)).await;
+        } else {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+}
+
+/// The HTTP endpoints.
+pub(super) fn serve_http(
+    tasks: &mut JoinSet<()>,
+    app: &Arc<App>,
+    http: TcpListener,
+    status: Option<TcpListener>,
+    metrics: Option<TcpListener>,
+    token: api::Token,
+) {
+    let backend: Arc<dyn Backend> = Arc::clone(app) as Arc<dyn Backend>;
+    let _ = (&backend, status, metrics, token, http, tasks);
+}

@@ -1,0 +1,146 @@
+//! The running daemon: the parts, and how they are wired.
+//!
+//! ```text
+//! ledger ──► lease table ──► leases ─┐
+//! mesh view ──► book of peers ───────┼──► Intent ──► data plane
+//! HTTP (shim, CLI, Weave's callers) ─┘
+//! ```
+
+mod backend;
+mod cni;
+mod founding;
+mod intent;
+mod loops;
+mod own_address;
+mod peers;
+mod remove;
+mod start;
+mod status;
+mod sweep;
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use weft_ipam::ledger::Ledger;
+use weft_proto::api::Condition;
+use weft_proto::id::{NodeId, RequestId};
+use weft_proto::ledger::{Op, Outcome};
+
+use crate::config::Config;
+use crate::consensus::ConsensusHandle;
+use crate::dataplane::DataplaneHandle;
+use crate::dataplane::intent::PeerIntent;
+use crate::ipam_service::{IpamService, Registry};
+use crate::mesh::MeshHandle;
+use crate::mesh::net::{BoxFuture, PeerNet};
+
+pub use start::{cleanup, run};
+
+/// How long after a start objects are only added, while not every peer's
+/// address is known again.
+const SETTLE_AT_MOST: Duration = Duration::from_secs(60);
+
+/// The daemon.
+pub(crate) struct App {
+    config: Config,
+    me: NodeId,
+    started: Instant,
+    mesh: MeshHandle,
+    consensus: ConsensusHandle,
+    dataplane: DataplaneHandle,
+    ipam: Arc<IpamService>,
+    registry: Arc<dyn Registry>,
+    underlay: Vec<IpAddr>,
+    /// What changes slowly and goes into every intent.
+    routes: Mutex<Routes>,
+    /// Conditions found by the daemon's own loops, by reason.
+    conditions: Mutex<BTreeMap<String, Condition>>,
+    /// False until leases of an earlier life are known again.
+    recovered: std::sync::atomic::AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct Routes {
+    ledger: Option<Arc<Ledger>>,
+    peers: BTreeMap<NodeId, PeerIntent>,
+    complete: bool,
+}
+
+impl App {
+    /// Key of the node's own address.
+    fn own_key() -> weft_proto::attachment::AttachmentKey {
+        crate::ipam_service::http_key(weft_proto::names::EXPOSE_ID)
+    }
+
+    /// This node's own overlay addresses.
+    fn own_addresses(&self) -> Vec<IpAddr> {
+        self.ipam.addresses(&Self::own_key())
+    }
+
+    /// Computes the intent and hands it to the data plane.
+    ///
+    /// Nothing is touched before the ledger is known and the leases of an
+    /// earlier life are read: what is in the kernel carries packets meanwhile.
+    fn publish(&self) {
+        use std::sync::atomic::Ordering;
+        if !self.recovered.load(Ordering::Acquire) {
+            return;
+        }
+        let routes = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(ledger) = routes.ledger.clone() else { return };
+        let settling = !routes.complete && self.started.elapsed() < SETTLE_AT_MOST;
+        // Leases are read under the lock, so that of two publishers the one
+        // that saw the newer leases also publishes last.
+        let intent = intent::intent(
+            &ledger,
+            routes.peers.clone(),
+            self.own_addresses(),
+            &self.ipam.leases(),
+            settling,
+        );
+        self.dataplane.set_intent(intent);
+    }
+
+    fn condition(&self, reason: &str, condition: Option<Condition>) {
+        let mut all = self.conditions.lock().unwrap_or_else(PoisonError::into_inner);
+        match condition {
+            Some(condition) => {
+                if all.get(reason) != Some(&condition) {
+                    tracing::warn!(reason, "{}; {}", condition.message, condition.hint);
+                }
+                all.insert(reason.to_owned(), condition);
+            }
+            None => {
+                if all.remove(reason).is_some() {
+                    tracing::info!(reason, "resolved");
+                }
+            }
+        }
+    }
+}
+
+/// The ledger through consensus.
+pub(crate) struct LedgerRegistry(ConsensusHandle);
+
+impl Registry for LedgerRegistry {
+    fn ledger(&self) -> Arc<Ledger> {
+        self.0.ledger()
+    }
+
+    fn propose(
+        &self,
+        request: RequestId,
+        op: Op,
+        patience: Duration,
+    ) -> BoxFuture<'_, Result<(u64, Outcome), String>> {
+        Box::pin(async move {
+            self.0.propose_as(request, op, patience).await.map_err(|e| e.to_string())
+        })
+    }
+
+    fn next_request(&self) -> RequestId {
+        self.0.next_request()
+    }
+}

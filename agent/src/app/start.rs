@@ -1,0 +1,265 @@
+//! Start, in an order in which every failure names itself: directories and
+//! identity, overlaps, data plane, sockets, mesh, consensus, leases, HTTP.
+
+use std::fs;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use tokio::net::TcpListener;
+use weft_proto::names;
+
+use super::{App, LedgerRegistry, Routes, cni, founding, loops, own_address, sweep};
+use crate::api;
+use crate::config::Config;
+use crate::consensus::{self, Consensus, ConsensusConfig};
+use crate::dataplane::{self, Dataplane, DataplaneConfig};
+use crate::ipam_service::donate::Donations;
+use crate::ipam_service::intents::Promises;
+use crate::ipam_service::journal::Journal;
+use crate::ipam_service::{IpamService, Registry, Supplier, now_ms};
+use crate::mesh::net::{PeerNet, Service};
+use crate::mesh::{Identity, Mesh, MeshConfig};
+
+/// Dead voters are replaced after this.
+const VOTER_DEAD_AFTER: Duration = Duration::from_secs(60);
+
+/// Runs the agent until SIGTERM or SIGINT.
+pub fn run(config: Config) -> Result<()> {
+    tracing::info!(
+        "weft {} starting: node={} ipalloc-range={}",
+        env!("CARGO_PKG_VERSION"),
+        config.node_name,
+        config.ranges.iter().map(ToString::to_string).collect::<Vec<_>>().join(","),
+    );
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .max_blocking_threads(8)
+        .thread_name("weft")
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    let result = runtime.block_on(serve(config));
+    runtime.shutdown_timeout(Duration::from_secs(2));
+    result
+}
+
+fn make_dir(path: &Path, variable: &str) -> Result<()> {
+    fs::create_dir_all(path).with_context(|| {
+        format!("cannot create {} ({variable}); is it mounted and writable?", path.display())
+    })
+}
+
+/// The node's key. It shares its fate with the consensus log: a node whose log
+/// is gone must not sit in its old seat, so it gets a new key.
+fn identity(state_dir: &Path) -> Result<Identity> {
+    let key = state_dir.join("identity.key");
+    let log = state_dir.join("consensus.redb");
+    if key.exists() && !log.exists() {
+        let aside = state_dir.join(format!("identity.key.lost-{}", now_ms()));
+        fs::rename(&key, &aside).with_context(|| format!("cannot set {} aside", key.display()))?;
+        tracing::warn!(
+            "{} is missing but a node key is there: this node starts anew under a new identity; \
+             the old key is kept as {}",
+            log.display(),
+            aside.display()
+        );
+    }
+    Ok(Identity::load_or_create(&key)?)
+}
+
+fn check_overlaps(config: &Config) -> Result<()> {
+    let overlaps = dataplane::overlaps(&config.ranges)?;
+    if overlaps.is_empty() {
+        return Ok(());
+    }
+    let found: Vec<String> =
+        overlaps.iter().map(|(net, what)| format!("{net} ({what})")).collect();
+    bail!(
+        "IPALLOC_RANGE {} overlaps {} on this host; choose a range that is free on every node",
+        config.ranges.iter().map(ToString::to_string).collect::<Vec<_>>().join(","),
+        found.join(", ")
+    );
+}
+
+async fn listen(address: SocketAddr, what: &str) -> Result<TcpListener> {
+    TcpListener::bind(address)
+        .await
+        .with_context(|| format!("cannot listen on {address} ({what}); is another agent running?"))
+}
+
+async fn serve(config: Config) -> Result<()> {
+    let mut stop = Signals::new()?;
+    make_dir(&config.state_dir, "STATE_DIR")?;
+    make_dir(&config.run_dir, "RUN_DIR")?;
+    let identity = identity(&config.state_dir)?;
+    let me = identity.node();
+    check_overlaps(&config)?;
+
+    let http = listen(config.http_addr, "HTTP_ADDR").await?;
+    let token = api::Token::load_or_create(&config.run_dir)?;
+    let dataplane = Dataplane::start(DataplaneConfig {
+        node_name: config.node_name.clone(),
+        underlay: config.node_ip,
+        mtu: config.mtu,
+        vxlan_port: config.vxlan_port,
+        direct_routing: config.direct_routing,
+        hairpin: config.hairpin,
+        masquerade: true,
+    })?;
+    let underlay = dataplane.underlay();
+
+    let session = now_ms();
+    let mesh = Mesh::start(MeshConfig {
+        bind: SocketAddr::from((Ipv6Addr::UNSPECIFIED, config.mesh_port)),
+        identity,
+        name: config.node_name.clone(),
+        ranges: config.ranges.clone(),
+        session,
+        keys: config.password.clone(),
+        targets: config.peers.clone(),
+        conn_limit: config.conn_limit,
+        underlay: underlay.clone(),
+        software: env!("CARGO_PKG_VERSION").to_owned(),
+        mtu: dataplane.mtu(),
+    })?;
+    let net: Arc<dyn PeerNet> = Arc::new(mesh.clone());
+
+    let (consensus, service) = Consensus::start(
+        ConsensusConfig {
+            state_dir: config.state_dir.clone(),
+            me,
+            name: config.node_name.clone(),
+            ranges: config.ranges.clone(),
+            session,
+            founding: founding::founding(
+                &config.ipalloc_init,
+                &config.peers,
+                &underlay,
+                &config.node_name,
+                config.mesh_port,
+            ),
+            quarantine: config.quarantine,
+            voter_dead_after: VOTER_DEAD_AFTER,
+        },
+        Arc::clone(&net),
+    )
+    .await?;
+    mesh.register(consensus::KINDS, &service);
+    wire_heads(&mesh, &consensus);
+
+    let (journal, found) = Journal::open(&config.run_dir.join(names::LEASES_FILE))?;
+    if found.damaged > 0 {
+        tracing::error!(lines = found.damaged, "lease store damaged; leases are rebuilt from the kernel");
+    }
+    let ipam = IpamService::new(me, config.lease_cooldown, journal, &found);
+    let registry: Arc<dyn Registry> = Arc::new(LedgerRegistry(consensus.clone()));
+    let promises = Promises::open(&config.state_dir.join("promises.json"))?;
+    let donations = Donations::new(Arc::clone(&ipam), Arc::clone(&registry), promises);
+    let donor: Arc<dyn Service> = donations.clone();
+    mesh.register(Donations::KINDS, &donor);
+
+    let app = Arc::new(App {
+        me,
+        started: Instant::now(),
+        mesh: mesh.clone(),
+        consensus: consensus.clone(),
+        dataplane,
+        ipam: Arc::clone(&ipam),
+        registry: Arc::clone(&registry),
+        underlay,
+        routes: Mutex::new(Routes::default()),
+        conditions: Mutex::default(),
+        recovered: AtomicBool::new(false),
+        config,
+    });
+    sweep::recover(&app, found.intact).await;
+
+    let mut tasks = tokio::task::JoinSet::new();
+    tasks.spawn(Supplier::new(ipam, registry, net).run());
+    tasks.spawn(donations.run());
+    tasks.spawn(loops::follow(Arc::clone(&app)));
+    tasks.spawn(loops::tell(Arc::clone(&app)));
+    tasks.spawn(own_address::hold(Arc::clone(&app)));
+    tasks.spawn(sweep::run(Arc::clone(&app)));
+    tasks.spawn(loops::install(Arc::clone(&app)));
+
+    let metrics = match app.config.metrics_addr {
+        Some(address) => Some(listen(address, "METRICS_ADDR").await?),
+        None => None,
+    };
+    let status = match app.config.status_addr {
+        Some(address) => Some(listen(address, "STATUS_ADDR").await?),
+        None => None,
+    };
+    loops::serve_http(&mut tasks, &app, http, status, metrics, token);
+    tracing::info!(node = %me, http = %app.config.http_addr, "agent is up");
+
+    stop.wait().await;
+    tracing::info!("stopping; the data plane stays as it is");
+    tasks.abort_all();
+    // Order: consensus first, so that it can still talk while it goes.
+    let _ = tokio::time::timeout(Duration::from_secs(2), consensus.shutdown()).await;
+    let _ = tokio::time::timeout(Duration::from_secs(2), mesh.shutdown()).await;
+    Ok(())
+}
+
+fn wire_heads(mesh: &crate::mesh::MeshHandle, consensus: &crate::consensus::ConsensusHandle) {
+    let from_mesh = consensus.clone();
+    mesh.on_head(Box::new(move |node, head| from_mesh.on_head(node, head)));
+    let to_mesh = mesh.clone();
+    consensus.on_head_changed(move |head| {
+        to_mesh.set_ledger_head(head);
+        to_mesh.set_cluster(head.cluster);
+    });
+}
+
+/// `agent cleanup`: removes everything of ours from this machine's kernel and host directories.
+pub fn cleanup(config: Config) -> Result<Vec<String>> {
+    if std::net::TcpStream::connect_timeout(&config.http_addr, Duration::from_millis(300)).is_ok() {
+        bail!(
+            "an agent still answers at {}; it would put everything back: stop it first",
+            config.http_addr
+        );
+    }
+    let mut removed = cni::uninstall(&config);
+    removed.extend(dataplane::cleanup()?);
+    for dir in [&config.run_dir, &config.state_dir] {
+        if dir.join("identity.key").exists() || dir.join(names::TOKEN_FILE).exists() {
+            fs::remove_dir_all(dir).with_context(|| format!("cannot remove {}", dir.display()))?;
+            removed.push(dir.display().to_string());
+        }
+    }
+    Ok(removed)
+}
+
+/// SIGTERM and SIGINT.
+struct Signals {
+    term: tokio::signal::unix::Signal,
+    int: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self> {
+        use tokio::signal::unix::{SignalKind, signal};
+        Ok(Self {
+            term: signal(SignalKind::terminate()).context("cannot catch SIGTERM")?,
+            int: signal(SignalKind::interrupt()).context("cannot catch SIGINT")?,
+        })
+    }
+
+    async fn wait(&mut self) {
+        tokio::select! {
+            _ = self.term.recv() => {}
+            _ = self.int.recv() => {}
+        }
+    }
+}
+
+/// Own underlay address of a family.
+pub(super) fn underlay_is_v6(underlay: &[IpAddr]) -> bool {
+    underlay.first().is_some_and(IpAddr::is_ipv6)
+}

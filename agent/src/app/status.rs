@@ -1,0 +1,228 @@
+//! What the daemon says of itself.
+
+use std::collections::BTreeMap;
+use std::sync::PoisonError;
+
+use weft_proto::api::{
+    Condition, Health, IpamStatus, MemberStatus, NodeStatus, OwnerStatus, Readiness, Status,
+};
+use weft_proto::id::NodeId;
+
+use super::App;
+use super::remove::host_bits;
+use crate::ipam_service::Stand;
+use crate::mesh::net::{MeshView, PeerNet};
+
+fn condition(health: Health, reason: &str, message: String, hint: &str) -> Condition {
+    Condition { health, reason: reason.to_owned(), message, hint: hint.to_owned() }
+}
+
+impl App {
+    pub(super) fn why_not_joined(&self) -> String {
+        if let Some(refusal) = self.mesh.refusals().last() {
+            return refusal.to_string();
+        }
+        self.consensus.status().waiting.unwrap_or_else(|| {
+            "this node is joining the cluster; try again in a moment".to_owned()
+        })
+    }
+
+    pub(super) fn build_readiness(&self) -> Readiness {
+        let mut reasons = Vec::new();
+        let stand = self.ipam.stand();
+        let own = !self.own_addresses().is_empty();
+        let data = self.dataplane.status();
+        if !own {
+            reasons.push(self.why_not_joined());
+        }
+        if !data.in_sync {
+            reasons.extend(data.errors.first().cloned().or_else(|| {
+                Some("the data plane is not set up yet".to_owned())
+            }));
+        }
+        if stand.free4 == 0
+            && stand.free6 == 0
+            && let Some(why) = stand.exhausted
+        {
+            reasons.push(why);
+        }
+        if self.ipam.is_leaving() {
+            reasons.push("this node has left the cluster; restart the agent to join again".into());
+        }
+        Readiness { ready: reasons.is_empty(), connectivity: own && data.in_sync, reasons }
+    }
+
+    pub(super) fn build_status(&self) -> Status {
+        let view = self.mesh.view();
+        let ledger = self.consensus.ledger();
+        let mut mesh = self.mesh.status();
+        let mut blocks: BTreeMap<NodeId, (usize, u64)> = BTreeMap::new();
+        for block in ledger.blocks() {
+            let entry = blocks.entry(block.owner).or_default();
+            entry.0 += 1;
+            let size = 1u64.checked_shl(host_bits(&block.prefix)).unwrap_or(u64::MAX);
+            entry.1 = entry.1.saturating_add(size);
+        }
+        for member in &mut mesh.members {
+            if let Ok(id) = member.id.parse::<NodeId>() {
+                member.blocks = blocks.get(&id).map_or(0, |b| b.0);
+            }
+        }
+        let consensus = self.consensus.status();
+        let stand = self.ipam.stand();
+        let dataplane = self.dataplane.status();
+        let conditions = self.judge(&consensus, &mesh.members, &stand);
+        let ipam = self.ipam_status(&ledger, &view, &blocks, &stand, &consensus);
+        Status {
+            health: conditions.iter().map(|c| c.health).max().unwrap_or_default(),
+            conditions,
+            node: NodeStatus {
+                id: self.me.to_string(),
+                name: self.config.node_name.clone(),
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                cluster: ledger.cluster().map(|c| c.to_string()).unwrap_or_default(),
+                uptime_s: self.started.elapsed().as_secs(),
+                underlay: self.underlay.clone(),
+                overlay: self.own_addresses(),
+            },
+            mesh,
+            consensus,
+            ipam,
+            dataplane,
+        }
+    }
+
+    fn ipam_status(
+        &self,
+        ledger: &weft_ipam::ledger::Ledger,
+        view: &MeshView,
+        blocks: &BTreeMap<NodeId, (usize, u64)>,
+        stand: &Stand,
+        consensus: &weft_proto::api::ConsensusStatus,
+    ) -> IpamStatus {
+        let name_of = |node: NodeId| {
+            ledger.member(node).map_or_else(|| view.name_of(node), |m| m.name.clone())
+        };
+        let owners = blocks
+            .iter()
+            .map(|(node, (count, addresses))| OwnerStatus {
+                id: node.to_string(),
+                name: name_of(*node),
+                addresses: *addresses,
+                blocks: *count,
+                leases: if *node == self.me {
+                    u32::try_from(stand.leases).unwrap_or(u32::MAX)
+                } else {
+                    view.members.get(node).map_or(0, |m| m.record.leases)
+                },
+                alive: view.is_alive(*node),
+            })
+            .collect::<Vec<_>>();
+        let ranges =
+            if ledger.ranges().is_empty() { self.config.ranges.as_slice() } else { ledger.ranges() };
+        let clamp = |n: u128| u64::try_from(n).unwrap_or(u64::MAX);
+        let state = if ledger.cluster().is_none() {
+            let known = consensus.voters.iter().filter(|v| v.alive).count();
+            let quorum = consensus.voters.len() / 2 + 1;
+            format!("awaiting consensus (quorum: {quorum}, known: {known})")
+        } else if stand.waiting.is_empty() {
+            "ready".to_owned()
+        } else if owners.iter().filter(|o| o.id != self.me.to_string()).all(|o| !o.alive)
+            && ledger.unowned(false) == 0
+            && ledger.unowned(true) == 0
+            && owners.len() > 1
+        {
+            "all IP ranges owned by unreachable peers - use 'rmpeer' if they are dead".to_owned()
+        } else {
+            "waiting for IP(s) to become available".to_owned()
+        };
+        IpamStatus {
+            state,
+            ranges: ranges.to_vec(),
+            usable: clamp(ranges.iter().map(weft_ipam::usable).fold(0, u128::saturating_add)),
+            blocks: ledger.blocks_of(self.me).map(|b| b.prefix).collect(),
+            owned: stand.owned,
+            leases: stand.leases,
+            waiting: stand.waiting.clone(),
+            owners,
+            unowned: clamp(ledger.unowned(false).saturating_add(ledger.unowned(true))),
+            quarantined: clamp(ledger.quarantined(false).saturating_add(ledger.quarantined(true))),
+        }
+    }
+
+    /// Everything an operator should know, worst first.
+    fn judge(
+        &self,
+        consensus: &weft_proto::api::ConsensusStatus,
+        members: &[MemberStatus],
+        stand: &Stand,
+    ) -> Vec<Condition> {
+        let mut all = self.dataplane.conditions();
+        all.extend(
+            self.conditions.lock().unwrap_or_else(PoisonError::into_inner).values().cloned(),
+        );
+        let ledger = self.consensus.ledger();
+        let joined = ledger.member(self.me).is_some();
+        for refusal in self.mesh.refusals() {
+            all.push(condition(
+                if joined { Health::Degraded } else { Health::Broken },
+                "PeerRefused",
+                refusal.to_string(),
+                "make this node's settings agree with the cluster's, then restart its agent",
+            ));
+        }
+        match &consensus.waiting {
+            Some(why) if !joined => all.push(condition(
+                Health::Broken,
+                "NotJoined",
+                why.clone(),
+                "check that the other nodes run, that UDP 6783 is open between them, and KUBE_PEERS",
+            )),
+            Some(why) => all.push(condition(
+                Health::Degraded,
+                "NoQuorum",
+                why.clone(),
+                "pods start from blocks already owned; bring the missing voters back for new blocks",
+            )),
+            None if !joined => all.push(condition(
+                Health::Broken,
+                "NotJoined",
+                "this node is not a member of the cluster yet".to_owned(),
+                "wait a few seconds; if it stays so, look at the agent's log",
+            )),
+            None => {}
+        }
+        for member in members.iter().filter(|m| m.state == "dead") {
+            all.push(condition(
+                Health::Degraded,
+                "PeerDead",
+                format!("node {} does not answer; it owns {} blocks", member.name, member.blocks),
+                &format!(
+                    "bring it back, or, if it is gone for good: agent rmpeer {}",
+                    member.name
+                ),
+            ));
+        }
+        if let Some(why) = stand.exhausted.as_ref().filter(|_| stand.free4 == 0 && stand.free6 == 0) {
+            all.push(condition(
+                Health::Degraded,
+                "Exhausted",
+                why.clone(),
+                "running pods are not affected; new ones cannot start here",
+            ));
+        } else if !stand.waiting.is_empty() {
+            all.push(condition(
+                Health::Degraded,
+                "AddressWanted",
+                format!(
+                    "{} requests wait for an address{}",
+                    stand.waiting.len(),
+                    stand.blocked.as_ref().map(|why| format!(": {why}")).unwrap_or_default()
+                ),
+                "see the conditions about quorum and peers",
+            ));
+        }
+        all.sort_by(|a, b| b.health.cmp(&a.health).then_with(|| a.reason.cmp(&b.reason)));
+        all
+    }
+}
