@@ -217,7 +217,7 @@ mod tests {
         let part = Span::of(&net("10.0.0.5/32"));
         let rest: Vec<_> = whole.without(part).into_iter().map(Span::net).collect();
         assert_eq!(rest, [net("10.0.0.0/30"), net("10.0.0.6/31"), net("10.0.0.4/32")]);
-        assert_eq!(Span::largest_in(false, 3, 14), Some(Span { v6: false, start: 8, bits: 2 }));
+        assert_eq!(Span::largest_in(false, 3, 14), Some(Span { v6: false, start: 4, bits: 2 }));
         assert_eq!(Span::largest_in(true, 0, u128::MAX).map(|s| s.bits), Some(127));
         assert_eq!(Span::first_in(true, u128::MAX, u128::MAX, 4), None);
         assert_eq!(Span::last_in(false, 0, 14, 3), Some(Span { v6: false, start: 0, bits: 3 }));
