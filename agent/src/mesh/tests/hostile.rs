@@ -55,7 +55,7 @@ impl Stranger {
             session: 1,
             software: String::new(),
             observed: "127.0.0.1:1".parse().unwrap(),
-            proof: ClusterKeys::new(&[key.to_owned()]).prove(Role::Client, &exporter, node),
+            proof: ClusterKeys::new(&[key.to_owned()]).prove(0, Role::Client, &exporter, node),
         }
     }
 

@@ -109,6 +109,9 @@ fn a_restart_faster_than_any_timeout_replaces_the_old_life() {
     nodes.push(start(MeshConfig { bind: address, session: c.session - 5000, ..c }));
     all_see_all(&nodes);
     mirror(&nodes[2]);
+    let own =
+        nodes[2].block_on(nodes[2].mesh.call(nodes[2].id(), frame(MIRROR, vec![2]), PATIENCE));
+    assert_eq!(own.unwrap().payload, [2]);
     let (a, c) = (&nodes[0], &nodes[2]);
     let answer = a.block_on(a.mesh.call(c.id(), frame(MIRROR, vec![1]), PATIENCE)).unwrap();
     assert_eq!(answer.payload, [1]);
