@@ -51,26 +51,33 @@ impl ClusterKeys {
         self.keyed
     }
 
-    /// Proof for this connection, by the first key.
-    pub(super) fn prove(&self, role: Role, exporter: &[u8; 32], node: NodeId) -> [u8; 32] {
+    /// Proof for this connection. Who dials uses the first key; who answers the
+    /// one that [`ClusterKeys::verify`] found, which the peer surely has.
+    pub(super) fn prove(
+        &self,
+        which: usize,
+        role: Role,
+        exporter: &[u8; 32],
+        node: NodeId,
+    ) -> [u8; 32] {
         let mut proof = [0; 32];
-        if let Some(key) = self.keys.first() {
+        if let Some(key) = self.keys.get(which).or(self.keys.first()) {
             let tag = hmac::sign(key, &statement(role, exporter, node));
             proof.iter_mut().zip(tag.as_ref()).for_each(|(to, from)| *to = *from);
         }
         proof
     }
 
-    /// True if any of the keys made this proof.
+    /// Which of the keys made this proof, if any.
     pub(super) fn verify(
         &self,
         role: Role,
         exporter: &[u8; 32],
         node: NodeId,
         proof: &[u8; 32],
-    ) -> bool {
+    ) -> Option<usize> {
         let statement = statement(role, exporter, node);
-        self.keys.iter().any(|key| hmac::verify(key, &statement, proof).is_ok())
+        self.keys.iter().position(|key| hmac::verify(key, &statement, proof).is_ok())
     }
 }
 
@@ -212,24 +219,24 @@ mod tests {
     #[test]
     fn a_proof_holds_for_its_key_role_connection_and_node_only() {
         let ours = keys(&["secret"]);
-        let proof = ours.prove(Role::Client, &EXPORTER, NODE);
-        assert!(keys(&["secret"]).verify(Role::Client, &EXPORTER, NODE, &proof));
-        assert!(!keys(&["other"]).verify(Role::Client, &EXPORTER, NODE, &proof));
-        assert!(!keys(&[]).verify(Role::Client, &EXPORTER, NODE, &proof));
-        assert!(!ours.verify(Role::Server, &EXPORTER, NODE, &proof), "reflected");
-        assert!(!ours.verify(Role::Client, &[8; 32], NODE, &proof), "replayed or relayed");
-        assert!(!ours.verify(Role::Client, &EXPORTER, NodeId([2; 16]), &proof));
+        let proof = ours.prove(0, Role::Client, &EXPORTER, NODE);
+        assert!(keys(&["secret"]).verify(Role::Client, &EXPORTER, NODE, &proof).is_some());
+        assert!(keys(&["other"]).verify(Role::Client, &EXPORTER, NODE, &proof).is_none());
+        assert!(keys(&[]).verify(Role::Client, &EXPORTER, NODE, &proof).is_none());
+        assert!(ours.verify(Role::Server, &EXPORTER, NODE, &proof).is_none(), "reflected");
+        assert!(ours.verify(Role::Client, &[8; 32], NODE, &proof).is_none(), "replayed or relayed");
+        assert!(ours.verify(Role::Client, &EXPORTER, NodeId([2; 16]), &proof).is_none());
     }
 
     #[test]
     fn keys_rotate() {
         let (old, both, new) = (keys(&["a"]), keys(&["b", "a"]), keys(&["b"]));
-        let by = |k: &ClusterKeys| k.prove(Role::Client, &EXPORTER, NODE);
-        assert!(both.verify(Role::Client, &EXPORTER, NODE, &by(&old)));
-        assert!(new.verify(Role::Client, &EXPORTER, NODE, &by(&both)));
-        assert!(!old.verify(Role::Client, &EXPORTER, NODE, &by(&both)));
+        let by = |k: &ClusterKeys| k.prove(0, Role::Client, &EXPORTER, NODE);
+        assert!(both.verify(Role::Client, &EXPORTER, NODE, &by(&old)).is_some());
+        assert!(new.verify(Role::Client, &EXPORTER, NODE, &by(&both)).is_some());
+        assert!(old.verify(Role::Client, &EXPORTER, NODE, &by(&both)).is_none());
         assert!(both.keyed() && !keys(&[""]).keyed());
-        assert!(keys(&[]).verify(Role::Client, &EXPORTER, NODE, &by(&keys(&[""]))));
+        assert!(keys(&[]).verify(Role::Client, &EXPORTER, NODE, &by(&keys(&[""]))).is_some());
     }
 
     fn hello() -> Hello {

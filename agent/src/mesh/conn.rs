@@ -9,6 +9,7 @@ use quinn::VarInt;
 use weft_proto::frame::{Frame, FrameError};
 use weft_proto::wire::v1::{Echo, Failure, LedgerHead, Rumor, Swim, SyncDigest};
 
+use super::auth::printable;
 use super::pool::Conn;
 use super::state::{State, lock, read};
 use super::stream::{StreamError, read_frame, write_frame};
@@ -112,6 +113,8 @@ fn punish(state: &State, conn: &Conn, error: &StreamError) {
 /// A connection is in use from now on.
 pub(super) fn started(state: &Arc<State>, conn: &Arc<Conn>) {
     state.count("connections_established");
+    // What was wrong between us no longer is.
+    lock(&state.refusals).retain(|r| r.address != conn.remote);
     if let Some(dial) = lock(&state.dials).get_mut(&conn.node) {
         (dial.failures, dial.not_before) = (0, None);
     }
@@ -184,16 +187,31 @@ async fn serve(state: Arc<State>, conn: Arc<Conn>) {
 }
 
 fn ended(state: &State, conn: &Conn) {
-    if !lock(&state.pool).remove(conn) {
+    let reason = conn.quic.close_reason();
+    if let Some(quinn::ConnectionError::ApplicationClosed(close)) = &reason {
+        // The side that dialled may object to our facts once it has them.
+        let code = u16::try_from(close.error_code.into_inner()).unwrap_or(0);
+        if matches!(
+            code,
+            Failure::WRONG_KEY | Failure::RANGE | Failure::NAME | Failure::CLUSTER | Failure::CLONE
+        ) {
+            let message = printable(&String::from_utf8_lossy(&close.reason), 600);
+            state.refusal(conn.remote, false, &Failure { code, message });
+        }
+    }
+    let current = lock(&state.pool).remove(conn);
+    if !current && lock(&state.pool).get(conn.node).is_some() {
         return;
     }
     state.count("connections_lost");
-    let why = conn.quic.close_reason().map(|e| e.to_string()).unwrap_or_default();
+    let why = reason.as_ref().map(ToString::to_string).unwrap_or_default();
     tracing::info!(peer = %conn.name, address = %conn.remote, "connection ended: {why}");
-    // Closing on purpose (idle, duplicate) says nothing about the node.
-    if !matches!(conn.quic.close_reason(), Some(quinn::ConnectionError::LocallyClosed)) {
-        tell_swim(state, Input::Lost(conn.node));
-    }
+    let on_purpose = matches!(
+        reason,
+        Some(quinn::ConnectionError::LocallyClosed | quinn::ConnectionError::ApplicationClosed(_))
+    );
+    let input = if on_purpose { Input::Closed(conn.node) } else { Input::Lost(conn.node) };
+    tell_swim(state, input);
     state.pool_changed.send_modify(|n| *n += 1);
     state.refresh_view();
 }

@@ -11,13 +11,13 @@ use tokio::task::JoinHandle;
 use weft_proto::api::{ConnectionStatus, MemberStatus, MeshStatus};
 use weft_proto::frame::Frame;
 use weft_proto::id::{ClusterId, NodeId};
-use weft_proto::wire::v1::{Failure, LedgerHead, NodeRecord};
+use weft_proto::wire::v1::{Ack, Failure, LedgerHead, NodeRecord};
 
 use super::auth::ClusterKeys;
 use super::conn::{self, RequestError};
 use super::dialer::reach;
 use super::net::{BoxFuture, CallError, Liveness, MeshView, PeerNet, Service};
-use super::state::{HeadCallback, Refusal, State, lock, unix_ms};
+use super::state::{HeadCallback, Refusal, State, lock, read, unix_ms};
 use super::swim::Input;
 use super::targets::{self, Phase};
 use super::{swim_task, sync};
@@ -102,7 +102,7 @@ impl MeshHandle {
         let before = std::mem::replace(&mut *lock(&self.state.head), head);
         if before != head {
             let state = Arc::clone(&self.state);
-            tokio::spawn(async move { sync::push_head(&state, head).await });
+            self.state.runtime.spawn(async move { sync::push_head(&state, head).await });
         }
     }
 
@@ -236,6 +236,22 @@ impl MeshHandle {
         list
     }
 
+    /// A call to this node itself goes straight to the service.
+    async fn call_self(&self, request: Frame, patience: Duration) -> Result<Frame, CallError> {
+        let node = self.state.me;
+        let service = read(&self.state.services).get(&request.kind).cloned();
+        let Some(service) = service else {
+            let message = format!("frame kind {} has no service here", request.kind);
+            return Err(CallError::Refused(Failure { code: Failure::UNKNOWN_KIND, message }));
+        };
+        match tokio::time::timeout(patience, service.handle(node, request)).await {
+            Ok(Ok(Some(answer))) => Ok(answer),
+            Ok(Ok(None)) => Ok(Frame::new(&Ack)?),
+            Ok(Err(failure)) => Err(CallError::Refused(failure)),
+            Err(_) => Err(CallError::Timeout { node, after: patience }),
+        }
+    }
+
     /// Tells the others that this node goes, closes all connections, frees the port.
     pub async fn shutdown(&self) {
         let tasks = std::mem::take(&mut *lock(&self.tasks));
@@ -272,6 +288,9 @@ impl PeerNet for MeshHandle {
         patience: Duration,
     ) -> BoxFuture<'_, Result<Frame, CallError>> {
         Box::pin(async move {
+            if to == self.state.me {
+                return self.call_self(request, patience).await;
+            }
             let start = Instant::now();
             let unreachable = |why: String| CallError::Unreachable { node: to, why };
             let mut last = String::new();

@@ -52,7 +52,13 @@ fn exporter(quic: &quinn::Connection) -> Result<[u8; 32], Rejected> {
     Ok(out)
 }
 
-fn hello(state: &State, role: Role, exporter: &[u8; 32], observed: SocketAddr) -> Hello {
+fn hello(
+    state: &State,
+    which: usize,
+    role: Role,
+    exporter: &[u8; 32],
+    observed: SocketAddr,
+) -> Hello {
     let keys = state.keys.read().unwrap_or_else(PoisonError::into_inner);
     Hello {
         node: state.me,
@@ -62,31 +68,31 @@ fn hello(state: &State, role: Role, exporter: &[u8; 32], observed: SocketAddr) -
         session: state.session,
         software: state.software.clone(),
         observed: canonical(observed),
-        proof: keys.prove(role, exporter, state.me),
+        proof: keys.prove(which, role, exporter, state.me),
     }
 }
 
-/// Proof first; nothing else is looked at before.
+/// Proof first; nothing else is looked at before. Returns which key it was.
 fn check(
     state: &State,
     role: Role,
     exporter: &[u8; 32],
     key: NodeId,
     peer: &Hello,
-) -> Result<(), Failure> {
+) -> Result<usize, Failure> {
     let proved = state.keys.read().unwrap_or_else(PoisonError::into_inner).verify(
         role,
         exporter,
         key,
         &peer.proof,
     );
-    if !proved || peer.node != key {
+    let Some(which) = proved.filter(|_| peer.node == key) else {
         return Err(Failure {
             code: Failure::WRONG_KEY,
             message: "the cluster key differs: set the same PASSWORD (or Secret) on both nodes"
                 .to_owned(),
         });
-    }
+    };
     if peer.name.is_empty() || peer.name.len() > 253 || peer.ranges.len() > 16 {
         return Err(Failure {
             code: Failure::BAD_REQUEST,
@@ -104,7 +110,8 @@ fn check(
             namesake: state.namesake(&peer.name, peer.node),
         },
         peer,
-    )
+    )?;
+    Ok(which)
 }
 
 fn close(quic: &quinn::Connection, failure: &Failure) {
@@ -235,7 +242,7 @@ async fn greet(
     let answer = async {
         let (mut send, mut receive) =
             quic.open_bi().await.map_err(|e| Rejected::Broken(e.to_string()))?;
-        let hello = Frame::new(&hello(state, Role::Client, &exporter, address))
+        let hello = Frame::new(&hello(state, 0, Role::Client, &exporter, address))
             .map_err(|e| Rejected::Broken(e.to_string()))?;
         write_frame(&mut send, &hello).await.map_err(broken)?;
         read_frame(&mut receive).await.map_err(broken)
@@ -334,25 +341,16 @@ async fn accept(
             // Our own call: the dialling side sees its exporter gone.
             return Ok(());
         }
-        Ok(()) => check_clone(state, &peer).await,
-        refused => refused,
+        Ok(which) => check_clone(state, &peer).await.map(|()| which),
+        Err(failure) => Err(failure),
     };
-    let verdict = verdict.and_then(|()| {
-        if lock(&state.pool).get(peer.node).is_none()
-            && !lock(&state.pool).has_room(state.conn_limit)
-        {
-            let limit = state.conn_limit;
-            return Err(Failure {
-                code: Failure::BUSY,
-                message: format!("`{}` has reached its CONN_LIMIT of {limit}", state.name),
-            });
-        }
+    let verdict = verdict.and_then(|which| {
         let conn = make_conn(state, quic.clone(), &peer, false);
-        admit(state, &conn)
+        admit(state, &conn).map(|()| which)
     });
     match verdict {
-        Ok(()) => {
-            let ack = HelloAck(hello(state, Role::Server, &exporter, address));
+        Ok(which) => {
+            let ack = HelloAck(hello(state, which, Role::Server, &exporter, address));
             let ack = Frame::new(&ack).map_err(|e| e.to_string())?;
             write_frame(&mut send, &ack).await.map_err(|e| e.to_string())?;
             guard.0 = None;

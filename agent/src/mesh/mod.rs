@@ -146,6 +146,7 @@ impl Mesh {
         config.targets.iter().for_each(|t| targets.add(t));
         let (swim, swim_inputs) = mpsc::channel(1024);
         let state = Arc::new(state::State {
+            runtime: tokio::runtime::Handle::current(),
             me,
             name: config.name,
             session: config.session,

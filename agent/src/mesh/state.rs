@@ -58,6 +58,7 @@ pub(super) struct DialState {
 }
 
 pub(super) struct State {
+    pub(super) runtime: tokio::runtime::Handle,
     pub(super) me: NodeId,
     pub(super) name: String,
     pub(super) session: u64,
@@ -204,13 +205,14 @@ impl State {
     }
 
     pub(super) fn liveness_of(&self, node: NodeId) -> Liveness {
-        if node == self.me || lock(&self.pool).get(node).is_some() {
-            return match lock(&self.liveness).get(&node) {
-                Some(Liveness::Suspect) if node != self.me => Liveness::Suspect,
-                _ => Liveness::Alive,
-            };
+        if node == self.me {
+            return Liveness::Alive;
         }
-        lock(&self.liveness).get(&node).copied().unwrap_or(Liveness::Dead)
+        if let Some(known) = lock(&self.liveness).get(&node) {
+            return *known;
+        }
+        let connected = lock(&self.pool).get(node).is_some();
+        if connected { Liveness::Alive } else { Liveness::Dead }
     }
 
     /// Recomputes the view; tells watchers if it differs.

@@ -26,6 +26,8 @@ pub(super) enum Input {
     Connected(NodeId, u64),
     /// The last connection to a node was lost.
     Lost(NodeId),
+    /// The last connection to a node was closed on purpose; that says nothing of the node.
+    Closed(NodeId),
     /// This node must appear in a newer life (its clock ran backwards).
     NewLife(u64),
     /// This node goes away.
@@ -108,6 +110,10 @@ impl Swim {
                 self.connected.insert(node, session);
                 let peer = SwimId { node, session, rejoins: 0 };
                 self.foca.announce(peer, &mut self.out).map_err(|e| e.to_string())
+            }
+            Input::Closed(node) => {
+                self.connected.remove(&node);
+                Ok(())
             }
             Input::Lost(node) => {
                 self.connected.remove(&node);

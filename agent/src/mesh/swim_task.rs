@@ -1,8 +1,10 @@
 //! Drives the SWIM state machine: time, packets, results.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use quinn::VarInt;
 use tokio::sync::mpsc;
 use weft_proto::frame::Frame;
 use weft_proto::id::NodeId;
@@ -10,11 +12,15 @@ use weft_proto::wire::v1;
 
 use super::conn;
 use super::dialer::reach;
+use super::net::Liveness;
 use super::state::{State, lock};
 use super::swim::{GREET, Input, Swim};
 
 /// Longest sleep, so that a change of the members is never seen late.
 const NAP: Duration = Duration::from_millis(500);
+
+/// Connections younger than this survive the death of their node.
+const YOUNG: Duration = Duration::from_secs(3);
 
 pub(super) async fn run(state: Arc<State>, mut inputs: mpsc::Receiver<Input>) {
     let mut swim = Swim::new(state.me, state.session, rand::random());
@@ -52,12 +58,23 @@ pub(super) async fn run(state: Arc<State>, mut inputs: mpsc::Receiver<Input>) {
             let mut known = lock(&state.liveness);
             let changed = *known != liveness;
             if changed {
-                *known = liveness;
+                *known = liveness.clone();
             }
             changed
         };
         if changed {
+            drop_dead(&state, &liveness);
             state.refresh_view();
+        }
+    }
+}
+
+/// A connection to a dead node only makes callers wait for its timeout. Young
+/// ones may be of its next life, which membership has yet to hear of.
+fn drop_dead(state: &State, liveness: &BTreeMap<NodeId, Liveness>) {
+    for (node, _) in liveness.iter().filter(|(_, l)| **l == Liveness::Dead) {
+        if let Some(conn) = lock(&state.pool).get(*node).filter(|c| c.since.elapsed() > YOUNG) {
+            conn.quic.close(VarInt::from_u32(0), b"declared dead");
         }
     }
 }
@@ -75,8 +92,9 @@ pub(super) fn notify(state: &Arc<State>, to: NodeId, frame: Frame) {
     let Ok(permit) = Arc::clone(&state.notifying).try_acquire_owned() else {
         return state.count("notify_dropped");
     };
+    let runtime = state.runtime.clone();
     let state = Arc::clone(state);
-    tokio::spawn(async move {
+    runtime.spawn(async move {
         match reach(&state, to).await {
             Ok(conn) => conn::notify(&state, &conn, &frame).await,
             Err(_) => state.count("notify_unreachable"),
