@@ -21,7 +21,7 @@ const CLOSE: u64 = 64;
 const VACANT: Duration = Duration::from_secs(5);
 
 /// Runs until the agent stops.
-pub async fn lead(core: Arc<Core>) {
+pub(crate) async fn lead(core: Arc<Core>) {
     let mut vacant: BTreeMap<RaftId, Instant> = BTreeMap::new();
     let mut seat_shown = true;
     loop {
@@ -102,7 +102,7 @@ impl Core {
             me,
             joined: ledger.members().map(|(node, _)| (node, view.is_alive(node))).collect(),
             seats,
-            changing: membership.is_in_joint_consensus() || !applied,
+            changing: membership.get_joint_config().len() > 1 || !applied,
         })
     }
 

@@ -97,7 +97,7 @@ impl ProposeError {
 }
 
 /// A failure answer; texts are cut so that they fit the frame.
-pub fn failure(code: u16, message: impl Into<String>) -> Failure {
+pub(crate) fn failure(code: u16, message: impl Into<String>) -> Failure {
     let message: String = message.into();
     Failure { code, message: message.chars().take(900).collect() }
 }

@@ -24,7 +24,7 @@ const ASKED: usize = 64;
 const JOIN: Duration = Duration::from_secs(10);
 
 /// Runs until this node has a seat, or follows a cluster.
-pub async fn found(core: Arc<Core>) {
+pub(crate) async fn found(core: Arc<Core>) {
     match core.stored_seat().await {
         Ok(Some(seated)) => {
             if let Err(e) = core.start_engine(seated).await {
@@ -119,7 +119,7 @@ impl Core {
     }
 
     /// What this node says of the founding to `from`.
-    pub fn founding_state(&self, from: NodeId) -> FoundingState {
+    pub(crate) fn founding_state(&self, from: NodeId) -> FoundingState {
         let running = self.running();
         FoundingState {
             cluster: self.replica.head().cluster,
@@ -132,7 +132,7 @@ impl Core {
 }
 
 /// Joins the ledger once a cluster is known, and once more if evicted.
-pub async fn join(core: Arc<Core>) {
+pub(crate) async fn join(core: Arc<Core>) {
     let me = core.net.me();
     let mut ledger = core.replica.subscribe();
     let mut rejoined = false;

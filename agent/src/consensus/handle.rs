@@ -143,7 +143,7 @@ impl ConsensusHandle {
 impl Core {
     /// Voters, by what this node can know: its engine's membership, or who
     /// says in the mesh that it has a seat.
-    pub fn voters(&self) -> Vec<VoterStatus> {
+    pub(crate) fn voters(&self) -> Vec<VoterStatus> {
         let view = self.net.view();
         let alive = |node: NodeId| {
             view.members.get(&node).is_some_and(|m| m.liveness != Liveness::Dead)

@@ -23,22 +23,22 @@ use super::types::{Engine, Seat, TypeConfig, decode, encode};
 use crate::mesh::net::PeerNet;
 
 /// Kind of append-entries in [`Raft`].
-pub const APPEND: u8 = 1;
+pub(crate) const APPEND: u8 = 1;
 /// Kind of vote.
-pub const VOTE: u8 = 2;
+pub(crate) const VOTE: u8 = 2;
 /// Kind of install-snapshot.
-pub const SNAPSHOT: u8 = 3;
+pub(crate) const SNAPSHOT: u8 = 3;
 
 /// Makes connections to other seats.
 #[derive(Clone)]
-pub struct Network {
+pub(crate) struct Network {
     pub(super) net: Arc<dyn PeerNet>,
     pub(super) seats: Arc<Seats>,
     pub(super) seated: Seated,
 }
 
 /// The way to one seat.
-pub struct Wire {
+pub(crate) struct Wire {
     network: Network,
     target: RaftId,
     seat: Seat,
@@ -124,7 +124,7 @@ impl RaftNetwork<TypeConfig> for Wire {
 }
 
 /// Hands a message of another seat to the engine.
-pub async fn deliver(engine: &Engine, message: &Raft) -> Result<RaftReply, Failure> {
+pub(crate) async fn deliver(engine: &Engine, message: &Raft) -> Result<RaftReply, Failure> {
     fn bad(e: impl std::fmt::Display) -> Failure {
         failure(Failure::BAD_REQUEST, format!("consensus message: {e}"))
     }

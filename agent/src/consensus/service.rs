@@ -19,13 +19,13 @@ use crate::mesh::net::{BoxFuture, Service};
 pub const KINDS: &[u16] = &[30, 31, 32, 33, 40, 42, 50];
 
 /// See the module.
-pub struct ConsensusService(pub(super) Arc<Core>);
+pub(crate) struct ConsensusService(pub(super) Arc<Core>);
 
 fn reply<M: Message>(message: &M) -> Result<Option<Frame>, Failure> {
     Frame::new(message).map(Some).map_err(|e| failure(Failure::INTERNAL, e.to_string()))
 }
 
-fn bad(e: FrameError) -> Failure {
+fn bad(e: &FrameError) -> Failure {
     failure(Failure::BAD_REQUEST, e.to_string())
 }
 
@@ -38,22 +38,22 @@ impl Service for ConsensusService {
             }
             match frame.kind {
                 LedgerHead::KIND => {
-                    core.on_head(from, frame.decode().map_err(bad)?);
+                    core.on_head(from, frame.decode().map_err(|e| bad(&e))?);
                     Ok(None)
                 }
                 LedgerPull::KIND => {
-                    core.on_pull(frame.decode().map_err(bad)?).await.map(Some)
+                    core.on_pull(frame.decode().map_err(|e| bad(&e))?).await.map(Some)
                 }
                 Raft::KIND => {
-                    let message = frame.decode().map_err(bad)?;
+                    let message = frame.decode().map_err(|e| bad(&e))?;
                     reply(&core.on_raft(from, &message).await?)
                 }
                 FoundingAsk::KIND => {
-                    let _ask: FoundingAsk = frame.decode().map_err(bad)?;
+                    let _ask: FoundingAsk = frame.decode().map_err(|e| bad(&e))?;
                     reply(&core.founding_state(from))
                 }
                 Propose::KIND => {
-                    let message = frame.decode().map_err(bad)?;
+                    let message = frame.decode().map_err(|e| bad(&e))?;
                     reply(&core.on_propose(message).await?)
                 }
                 kind => Err(failure(

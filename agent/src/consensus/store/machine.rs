@@ -25,7 +25,7 @@ use crate::consensus::types::{
 };
 
 /// [`RaftStateMachine`] over the ledger.
-pub struct Machine {
+pub(crate) struct Machine {
     db: Db,
     replica: Arc<Replica>,
     ledger: Ledger,
@@ -35,7 +35,7 @@ pub struct Machine {
 
 impl Machine {
     /// Loads the last snapshot.
-    pub async fn load(db: Db, replica: Arc<Replica>) -> Result<Self, StoreError> {
+    pub(crate) async fn load(db: Db, replica: Arc<Replica>) -> Result<Self, StoreError> {
         let saved = db.run(Db::load_snapshot).await?;
         let (meta, ledger) = match saved {
             None => (SnapshotMeta::default(), Ledger::new()),
@@ -83,7 +83,7 @@ fn snapshot_error(e: impl std::fmt::Display) -> StorageError {
 }
 
 /// Makes a snapshot of the ledger as it was when the builder was made.
-pub struct Builder {
+pub(crate) struct Builder {
     db: Db,
     ledger: Ledger,
     applied: Option<LogId>,

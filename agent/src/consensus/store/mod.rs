@@ -17,8 +17,8 @@ use weft_proto::id::{FoundingId, NodeId, RaftId};
 use weft_proto::ledger::Command;
 use weft_proto::wire::v1::LedgerHead;
 
-pub use log::LogStore;
-pub use machine::Machine;
+pub(crate) use log::LogStore;
+pub(crate) use machine::Machine;
 
 use super::error::StoreError;
 use super::types::{decode, encode};
@@ -39,18 +39,18 @@ const SNAPSHOT_DATA: &str = "snapshot-data";
 const REPLICA: &str = "replica";
 
 /// Name of the file in the state directory.
-pub const FILE: &str = "consensus.redb";
+pub(crate) const FILE: &str = "consensus.redb";
 
 /// Handle to the file, cheap to clone.
 #[derive(Clone)]
-pub struct Db {
+pub(crate) struct Db {
     db: Arc<Database>,
     path: Arc<PathBuf>,
 }
 
 /// The replica as it was last saved: a snapshot and what follows it.
 #[derive(Debug, Clone, Default)]
-pub struct SavedReplica {
+pub(crate) struct SavedReplica {
     /// Snapshot of the ledger, encoded by `weft-ipam`.
     pub snapshot: Option<Vec<u8>>,
     /// (position, entry), in order; may begin before the snapshot.
@@ -59,7 +59,7 @@ pub struct SavedReplica {
 
 /// Seat and founding of this node, once it has one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Seated {
+pub(crate) struct Seated {
     /// Its seat.
     pub raft_id: RaftId,
     /// The founding it takes part in.
@@ -68,7 +68,7 @@ pub struct Seated {
 
 impl Db {
     /// Opens the store in `state_dir`, or makes it. Blocking.
-    pub fn open(state_dir: &Path, me: NodeId) -> Result<Self, StoreError> {
+    pub(crate) fn open(state_dir: &Path, me: NodeId) -> Result<Self, StoreError> {
         let path = state_dir.join(FILE);
         if !path.exists() {
             create(state_dir, &path, me)?;
@@ -103,7 +103,7 @@ impl Db {
     }
 
     /// Runs a blocking access on a blocking thread.
-    pub async fn run<T, F>(&self, access: F) -> Result<T, StoreError>
+    pub(crate) async fn run<T, F>(&self, access: F) -> Result<T, StoreError>
     where
         T: Send + 'static,
         F: FnOnce(&Self) -> Result<T, StoreError> + Send + 'static,
@@ -173,7 +173,7 @@ impl Db {
     }
 
     /// Seat and founding of this node, if it took one.
-    pub fn seated(&self) -> Result<Option<Seated>, StoreError> {
+    pub(crate) fn seated(&self) -> Result<Option<Seated>, StoreError> {
         let raft_id: Option<RaftId> = self.get_meta(RAFT_ID)?;
         let founding: Option<FoundingId> = self.get_meta(FOUNDING)?;
         match (raft_id, founding) {
@@ -184,7 +184,7 @@ impl Db {
     }
 
     /// Takes a seat, for good.
-    pub fn take_seat(&self, seated: Seated) -> Result<(), StoreError> {
+    pub(crate) fn take_seat(&self, seated: Seated) -> Result<(), StoreError> {
         let raft_id = self.encode(RAFT_ID, &seated.raft_id)?;
         let founding = self.encode(FOUNDING, &seated.founding)?;
         self.write("take a seat", Durability::Immediate, |txn| {
@@ -196,7 +196,7 @@ impl Db {
     }
 
     /// Who was first heard in each seat.
-    pub fn bindings(&self) -> Result<Vec<(RaftId, NodeId)>, StoreError> {
+    pub(crate) fn bindings(&self) -> Result<Vec<(RaftId, NodeId)>, StoreError> {
         let step = || -> Result<Vec<(RaftId, NodeId)>, redb::Error> {
             let table = self.db.begin_read()?.open_table(SEATS)?;
             let mut out = Vec::new();
@@ -210,7 +210,7 @@ impl Db {
     }
 
     /// Binds seats to nodes, for good.
-    pub fn bind(&self, pairs: &[(RaftId, NodeId)]) -> Result<(), StoreError> {
+    pub(crate) fn bind(&self, pairs: &[(RaftId, NodeId)]) -> Result<(), StoreError> {
         self.write("bind a seat", Durability::Immediate, |txn| {
             let mut seats = txn.open_table(SEATS)?;
             for (seat, node) in pairs {
@@ -221,7 +221,7 @@ impl Db {
     }
 
     /// Saves entries the replica is about to publish; entries up to `forget` are dropped.
-    pub fn save_tail(
+    pub(crate) fn save_tail(
         &self,
         first: u64,
         entries: &[Option<Command>],
@@ -244,7 +244,7 @@ impl Db {
     }
 
     /// Replaces the replica by a snapshot.
-    pub fn save_replica(&self, snapshot: &[u8]) -> Result<(), StoreError> {
+    pub(crate) fn save_replica(&self, snapshot: &[u8]) -> Result<(), StoreError> {
         self.write("save the ledger", Durability::Immediate, |txn| {
             txn.open_table(TAIL)?.retain(|_, _| false)?;
             txn.open_table(META)?.insert(REPLICA, snapshot)?;
@@ -253,7 +253,7 @@ impl Db {
     }
 
     /// The replica as it was saved.
-    pub fn load_replica(&self) -> Result<SavedReplica, StoreError> {
+    pub(crate) fn load_replica(&self) -> Result<SavedReplica, StoreError> {
         let snapshot = self.get_bytes(REPLICA)?;
         let step = || -> Result<Vec<(u64, Vec<u8>)>, redb::Error> {
             let table = self.db.begin_read()?.open_table(TAIL)?;
@@ -273,7 +273,7 @@ impl Db {
     }
 
     /// An error for a saved ledger that does not fit together.
-    pub fn bad_replica(&self, head: LedgerHead, why: impl std::fmt::Display) -> StoreError {
+    pub(crate) fn bad_replica(&self, head: LedgerHead, why: impl std::fmt::Display) -> StoreError {
         self.damaged(format!("ledger at position {}: {why}", head.index))
     }
 }
