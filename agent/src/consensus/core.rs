@@ -175,6 +175,16 @@ impl Core {
         Ok(running)
     }
 
+    /// True if the engine still counts: not if the ledger has gone on without
+    /// it, beyond its log, and no leader talks to it. Such a voter was removed
+    /// while it was away; it could never win an election.
+    pub(crate) fn is_member(&self, running: &Running) -> bool {
+        let metrics = running.metrics();
+        let logged = metrics.last_log_index.map_or(0, |index| index + 1);
+        let outrun = metrics.current_leader.is_none() && self.replica.head().index > logged;
+        running.is_member() && !outrun
+    }
+
     /// Puts the seat (or that there is none) into this node's record.
     pub(crate) fn publish_seat(&self, seat: Option<weft_proto::id::RaftId>) {
         self.net.update_record(Box::new(move |record| record.raft_id = seat));

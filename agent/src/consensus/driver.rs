@@ -30,9 +30,11 @@ pub(crate) async fn lead(core: Arc<Core>) {
             () = tokio::time::sleep(TICK) => {}
         }
         let Some(running) = core.running() else { continue };
-        let member = running.is_member() || core.replica.head().cluster.is_none();
+        let member = core.is_member(&running) || core.replica.head().cluster.is_none();
         if member != seat_shown {
             seat_shown = member;
+            // A removed voter must not disturb the others with elections.
+            running.engine.runtime_config().elect(member);
             core.publish_seat(member.then_some(running.seated.raft_id));
         }
         if !running.leads() {

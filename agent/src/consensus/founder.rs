@@ -9,7 +9,7 @@ use weft_proto::id::NodeId;
 use weft_proto::ledger::{Op, Outcome};
 use weft_proto::wire::v1::{FoundingAsk, FoundingState, LedgerHead};
 
-use super::core::Core;
+use super::core::{Core, Running};
 use super::error::ConsensusError;
 use super::founding::{Answer, SETTLE, Step, decide};
 use super::store::Seated;
@@ -27,10 +27,15 @@ const JOIN: Duration = Duration::from_secs(10);
 pub(crate) async fn found(core: Arc<Core>) {
     match core.stored_seat().await {
         Ok(Some(seated)) => {
-            if let Err(e) = core.start_engine(seated).await {
-                core.set_founding_waits(Some(e.to_string()));
-            }
-            return;
+            let resumed = async {
+                let running = core.start_engine(seated).await?;
+                // Stopped between taking the seat and initialising it.
+                if core.plan.mine == Some(seated.raft_id) && core.plan.id == seated.founding {
+                    core.initialise_log(&running).await?;
+                }
+                Ok::<(), ConsensusError>(())
+            };
+            return core.set_founding_waits(resumed.await.err().map(|e| e.to_string()));
         }
         Ok(None) => {}
         Err(e) => return core.set_founding_waits(Some(e.to_string())),
@@ -81,6 +86,10 @@ impl Core {
         self.seats.bind(bind).await?;
         let seated = Seated { raft_id: mine, founding: self.plan.id };
         let running = self.start_engine(seated).await?;
+        self.initialise_log(&running).await
+    }
+
+    async fn initialise_log(&self, running: &Running) -> Result<(), ConsensusError> {
         let engine = |e: &dyn std::fmt::Display| ConsensusError::Engine(e.to_string());
         if !running.engine.is_initialized().await.map_err(|e| engine(&e))? {
             running.engine.initialize(self.plan.seats.clone()).await.map_err(|e| engine(&e))?;

@@ -148,7 +148,7 @@ impl Core {
         let alive = |node: NodeId| {
             view.members.get(&node).is_some_and(|m| m.liveness != Liveness::Dead)
         };
-        if let Some(running) = self.running().filter(|r| r.is_member()) {
+        if let Some(running) = self.running().filter(|r| self.is_member(r)) {
             let metrics = running.metrics();
             let membership = metrics.membership_config.membership();
             return membership
@@ -182,7 +182,7 @@ impl Core {
         let voters = self.voters();
         let leader = running.as_ref().and_then(|r| self.leader_of(r));
         let seated = running.as_ref().filter(|r| {
-            r.metrics().membership_config.voter_ids().any(|id| id == r.seated.raft_id)
+            self.is_member(r) && r.metrics().membership_config.voter_ids().any(|id| id == r.seated.raft_id)
         });
         let role = match (&running, seated) {
             _ if head.cluster.is_none() => "founding",

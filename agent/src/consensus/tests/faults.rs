@@ -108,7 +108,6 @@ async fn a_voter_that_lost_its_disk_follows_as_a_new_node() {
     // Same machine, same address, same name, no disk: a new identity.
     lost.dir = TempDir::new();
     lost.id = NodeId([77; 16]);
-    lost.name = "n77".to_owned();
     lost.founding = seats(ABC, "b");
     world.start(lost).await.unwrap();
     all_joined(&nodes).await;
