@@ -52,7 +52,7 @@ pub(crate) struct Core {
     pub(super) replica: Arc<Replica>,
     pub(super) seats: Arc<Seats>,
     engine: watch::Sender<Option<Arc<Running>>>,
-    starting: tokio::sync::Mutex<()>,
+    pub(super) starting: tokio::sync::Mutex<()>,
     founding_waits: Mutex<Option<String>>,
     join_waits: Mutex<Option<String>>,
     pub(super) heads: mpsc::Sender<(NodeId, LedgerHead)>,
@@ -138,7 +138,10 @@ impl Core {
     }
 
     /// Starts the engine in a seat, once; the seat is on disk before.
-    pub(crate) async fn start_engine(&self, seated: Seated) -> Result<Arc<Running>, ConsensusError> {
+    pub(crate) async fn start_engine(
+        &self,
+        seated: Seated,
+    ) -> Result<Arc<Running>, ConsensusError> {
         let _one = self.starting.lock().await;
         if let Some(running) = self.running() {
             return Ok(running);
@@ -156,10 +159,19 @@ impl Core {
                 )));
             }
         }
+        self.launch(seated).await
+    }
+
+    /// Takes the engine out, to stop it.
+    pub(crate) fn take_running(&self) -> Option<Arc<Running>> {
+        self.engine.send_replace(None)
+    }
+
+    /// Starts the engine in the seat that is on disk.
+    pub(crate) async fn launch(&self, seated: Seated) -> Result<Arc<Running>, ConsensusError> {
         let engine_error = |e: &dyn std::fmt::Display| ConsensusError::Engine(e.to_string());
         let machine = Machine::load(self.db.clone(), self.replica.clone()).await?;
-        let network =
-            Network { net: self.net.clone(), seats: self.seats.clone(), seated };
+        let network = Network { net: self.net.clone(), seats: self.seats.clone(), seated };
         let engine = Engine::new(
             seated.raft_id,
             Arc::new(engine_config().map_err(|e| engine_error(&e))?),

@@ -73,7 +73,9 @@ impl Core {
     ) -> Option<Situation> {
         let metrics = running.metrics();
         // Without a quorum a change would only hang in the log.
-        if metrics.millis_since_quorum_ack.is_none_or(|ms| ms > 2000) && metrics.membership_config.voter_ids().count() > 1 {
+        if metrics.millis_since_quorum_ack.is_none_or(|ms| ms > 2000)
+            && metrics.membership_config.voter_ids().count() > 1
+        {
             return None;
         }
         let view = self.net.view();
@@ -121,9 +123,7 @@ impl Core {
                     let remove = ChangeMembers::RemoveNodes(BTreeSet::from([id]));
                     running.engine.change_membership(remove, false).await
                 }
-                Change::SetVoters(voters) => {
-                    running.engine.change_membership(voters, false).await
-                }
+                Change::SetVoters(voters) => running.engine.change_membership(voters, false).await,
             }
         };
         match tokio::time::timeout(CHANGE, work).await {

@@ -75,7 +75,9 @@ pub enum ProposeError {
         why: String,
     },
     /// Committed, but this replica has not caught up in time.
-    #[error("committed at position {position}, but this node's ledger is still at {applied} after {after:?}; try again")]
+    #[error(
+        "committed at position {position}, but this node's ledger is still at {applied} after {after:?}; try again"
+    )]
     Behind {
         /// Where it is in the ledger.
         position: u64,

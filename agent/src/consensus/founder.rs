@@ -121,8 +121,7 @@ impl Core {
                 Some(Answer { node, name, state })
             });
         }
-        let mut answers: Vec<Answer> =
-            calls.join_all().await.into_iter().flatten().collect();
+        let mut answers: Vec<Answer> = calls.join_all().await.into_iter().flatten().collect();
         answers.sort_by_key(|a| a.node);
         answers
     }

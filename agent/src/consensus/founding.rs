@@ -172,9 +172,8 @@ pub(crate) fn decide(plan: &Plan, me: NodeId, answers: &[Answer], settled: bool)
             )
         });
     };
-    if let Some(other) = answers
-        .iter()
-        .find(|a| a.state.founding != plan.id && !a.state.members.is_empty())
+    if let Some(other) =
+        answers.iter().find(|a| a.state.founding != plan.id && !a.state.members.is_empty())
     {
         return Step::Wait(format!(
             "founding members differ: this node was given [{}], {} was given [{}]; set the same list on every node",
@@ -214,7 +213,9 @@ pub(crate) fn decide(plan: &Plan, me: NodeId, answers: &[Answer], settled: bool)
         ));
     }
     if !settled && answers.len() + 1 < plan.members.len() {
-        return Step::Wait("asking the other members whether there is a cluster already".to_owned());
+        return Step::Wait(
+            "asking the other members whether there is a cluster already".to_owned(),
+        );
     }
     Step::Initialise { bind: heard.into_iter().collect() }
 }

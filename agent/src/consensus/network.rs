@@ -3,9 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use openraft::error::{
-    InstallSnapshotError, RPCError, RaftError, RemoteError, Unreachable,
-};
+use openraft::error::{InstallSnapshotError, RPCError, RaftError, RemoteError, Unreachable};
 use openraft::network::{Backoff, RPCOption, RaftNetwork, RaftNetworkFactory};
 use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, InstallSnapshotRequest, InstallSnapshotResponse,
@@ -49,7 +47,9 @@ pub(crate) struct Wire {
 #[error("{0}")]
 struct Lost(String);
 
-fn lost<E: std::error::Error>(why: impl Into<String>) -> RPCError<RaftId, Seat, RaftError<RaftId, E>> {
+fn lost<E: std::error::Error>(
+    why: impl Into<String>,
+) -> RPCError<RaftId, Seat, RaftError<RaftId, E>> {
     RPCError::Unreachable(Unreachable::new(&Lost(why.into())))
 }
 
@@ -76,13 +76,8 @@ impl Wire {
             return Err(lost(format!("nobody is known in seat {}", self.seat)));
         };
         let body = encode(request).map_err(|e| lost(e.to_string()))?;
-        let message = Raft {
-            founding: seated.founding,
-            from: seated.raft_id,
-            to: self.target,
-            kind,
-            body,
-        };
+        let message =
+            Raft { founding: seated.founding, from: seated.raft_id, to: self.target, kind, body };
         let frame = Frame::new(&message).map_err(|e| lost(e.to_string()))?;
         let answer = net.call(node, frame, patience).await.map_err(|e| lost(e.to_string()))?;
         let reply: RaftReply = answer.decode().map_err(|e| lost(e.to_string()))?;

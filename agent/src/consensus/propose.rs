@@ -175,9 +175,8 @@ impl Core {
             }
             if from != self.net.me() {
                 // A full queue means that pulls are under way already.
-                let _full = self
-                    .heads
-                    .try_send((from, LedgerHead { cluster: head.cluster, index: at }));
+                let _full =
+                    self.heads.try_send((from, LedgerHead { cluster: head.cluster, index: at }));
             }
             let _nudge = tokio::time::timeout(PAUSE, ledger.changed()).await;
         }

@@ -89,8 +89,9 @@ impl Replica {
         let saved = db.run(Db::load_replica).await?;
         let mut ledger = match saved.snapshot {
             None => Ledger::new(),
-            Some(bytes) => Ledger::decode(&bytes)
-                .map_err(|e| db.bad_replica(LedgerHead::default(), e))?,
+            Some(bytes) => {
+                Ledger::decode(&bytes).map_err(|e| db.bad_replica(LedgerHead::default(), e))?
+            }
         };
         let snapshot_at = ledger.head().index;
         let mut tail = Tail { entries: VecDeque::new(), saved: snapshot_at };
@@ -101,9 +102,7 @@ impl Replica {
             }
             expected = Some(at + 1);
             if at > ledger.head().index {
-                ledger
-                    .apply(at, entry.as_ref())
-                    .map_err(|e| db.bad_replica(ledger.head(), e))?;
+                ledger.apply(at, entry.as_ref()).map_err(|e| db.bad_replica(ledger.head(), e))?;
             }
             tail.entries.push_back(entry);
         }
@@ -152,8 +151,9 @@ impl Replica {
     fn check_cluster(&self, theirs: Option<ClusterId>) -> Result<(), TakeError> {
         let ours = self.head().cluster;
         if ours.is_some() && ours != theirs {
-            return Err(self
-                .refuse(TakeError::OtherCluster { ours: text(ours), theirs: text(theirs) }));
+            return Err(
+                self.refuse(TakeError::OtherCluster { ours: text(ours), theirs: text(theirs) })
+            );
         }
         Ok(())
     }
@@ -196,9 +196,7 @@ impl Replica {
             tail.saved = head.index;
         }
         let (save, from) = (entries.clone(), at + 1);
-        self.db
-            .run(move |db| db.save_tail(from, &save, forget, snapshot.as_deref()))
-            .await?;
+        self.db.run(move |db| db.save_tail(from, &save, forget, snapshot.as_deref())).await?;
         tail.entries.extend(entries);
         while tail.entries.len() > TAIL {
             tail.entries.pop_front();

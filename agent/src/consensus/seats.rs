@@ -45,6 +45,11 @@ impl Seats {
         Ok(Self { db, bound: Mutex::new(bound) })
     }
 
+    /// Forgets all bindings in memory; the store has forgotten them.
+    pub(crate) fn forget(&self) {
+        self.bound.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
     fn get(&self, seat: RaftId) -> Option<NodeId> {
         self.bound.lock().unwrap_or_else(PoisonError::into_inner).get(&seat).copied()
     }
@@ -66,10 +71,7 @@ impl Seats {
     /// Whom to call for a seat: its holder, or who says that it is its own.
     pub(crate) fn resolve(&self, id: RaftId, seat: &Seat, view: &MeshView) -> Option<NodeId> {
         self.holder(id, seat).or_else(|| {
-            view.members
-                .iter()
-                .find(|(_, m)| m.record.raft_id == Some(id))
-                .map(|(node, _)| *node)
+            view.members.iter().find(|(_, m)| m.record.raft_id == Some(id)).map(|(node, _)| *node)
         })
     }
 

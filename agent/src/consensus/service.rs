@@ -4,9 +4,7 @@ use std::sync::Arc;
 
 use weft_proto::frame::{Frame, FrameError, Message};
 use weft_proto::id::NodeId;
-use weft_proto::wire::v1::{
-    Failure, FoundingAsk, LedgerHead, LedgerPull, Propose, Raft,
-};
+use weft_proto::wire::v1::{Failure, FoundingAsk, LedgerHead, LedgerPull, Propose, Raft};
 
 use super::core::{Core, Running};
 use super::error::failure;
@@ -75,6 +73,17 @@ impl Core {
             Some(running) => running,
             None => self.invited(from, message).await?,
         };
+        let running = if running.seated.founding != message.founding
+            && message.to == seat_of_node(self.net.me())
+            && self.left_behind(&running)
+            && self.replica.ledger().member(from).is_some()
+        {
+            self.reseat(&running, message.to, message.founding)
+                .await
+                .map_err(|e| failure(Failure::INTERNAL, e.to_string()))?
+        } else {
+            running
+        };
         let seated = running.seated;
         if seated.founding != message.founding {
             return Err(failure(
@@ -110,8 +119,6 @@ impl Core {
             return not_yet("this node does not know the cluster of the sender yet");
         }
         let seated = Seated { raft_id: message.to, founding: message.founding };
-        self.start_engine(seated)
-            .await
-            .map_err(|e| failure(Failure::INTERNAL, e.to_string()))
+        self.start_engine(seated).await.map_err(|e| failure(Failure::INTERNAL, e.to_string()))
     }
 }

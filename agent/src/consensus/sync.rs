@@ -88,7 +88,8 @@ impl Core {
     async fn pull_towards(&self, from: NodeId, head: LedgerHead) {
         loop {
             let ours = self.replica.head();
-            let other = ours.cluster.is_some() && head.cluster.is_some() && ours.cluster != head.cluster;
+            let other =
+                ours.cluster.is_some() && head.cluster.is_some() && ours.cluster != head.cluster;
             if head.index <= ours.index || other || self.engine_feeds() {
                 return;
             }
@@ -103,7 +104,7 @@ impl Core {
         }
     }
 
-    async fn pull(&self, from: NodeId, after: LedgerHead) -> Result<LedgerHead, String> {
+    pub(crate) async fn pull(&self, from: NodeId, after: LedgerHead) -> Result<LedgerHead, String> {
         let text = |e: &dyn std::fmt::Display| e.to_string();
         let ask = Frame::new(&LedgerPull { after }).map_err(|e| text(&e))?;
         let answer = self.net.call(from, ask, PULL).await.map_err(|e| text(&e))?;

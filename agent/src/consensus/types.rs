@@ -39,7 +39,6 @@ impl fmt::Display for Proposal {
     }
 }
 
-
 openraft::declare_raft_types!(
     /// How weft instantiates openraft.
     pub(crate) TypeConfig:

@@ -154,8 +154,7 @@ mod tests {
     }
 
     fn seat(n: u8) -> (RaftId, SeatView) {
-        let view =
-            SeatView { voter: true, node: Some(node(n)), dead_for: None, caught_up: true };
+        let view = SeatView { voter: true, node: Some(node(n)), dead_for: None, caught_up: true };
         (seat_of_node(node(n)), view)
     }
 

@@ -11,7 +11,9 @@ mod tests;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
+use redb::{
+    Database, Durability, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction,
+};
 use serde::{Serialize, de::DeserializeOwned};
 use weft_proto::id::{FoundingId, NodeId, RaftId};
 use weft_proto::ledger::Command;
@@ -21,7 +23,7 @@ pub(crate) use log::LogStore;
 pub(crate) use machine::Machine;
 
 use super::error::StoreError;
-use super::types::{decode, encode};
+use super::types::{SnapshotMeta, Vote, decode, encode};
 
 const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
 const LOG: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("log");
@@ -64,6 +66,16 @@ pub(crate) struct Seated {
     pub raft_id: RaftId,
     /// The founding it takes part in.
     pub founding: FoundingId,
+}
+
+/// What a store holds after a recovery.
+pub(crate) struct Reset {
+    /// New seat and founding.
+    pub(crate) seated: Seated,
+    /// Vote to start with.
+    pub(crate) vote: Option<Vote>,
+    /// Snapshot to start from.
+    pub(crate) snapshot: Option<(SnapshotMeta, Vec<u8>)>,
 }
 
 impl Db {
@@ -195,6 +207,35 @@ impl Db {
         })
     }
 
+    /// Puts another life into the store: new seat, no log.
+    pub(crate) fn reset(&self, reset: &Reset) -> Result<(), StoreError> {
+        let raft_id = self.encode(RAFT_ID, &reset.seated.raft_id)?;
+        let founding = self.encode(FOUNDING, &reset.seated.founding)?;
+        let vote = reset.vote.map(|vote| self.encode(VOTE, &vote)).transpose()?;
+        let snapshot = match &reset.snapshot {
+            None => None,
+            Some((meta, data)) => Some((self.encode(SNAPSHOT_META, meta)?, data)),
+        };
+        self.write("found again", Durability::Immediate, |txn| {
+            txn.open_table(LOG)?.retain(|_, _| false)?;
+            txn.open_table(SEATS)?.retain(|_, _| false)?;
+            let mut meta = txn.open_table(META)?;
+            for key in [VOTE, COMMITTED, PURGED, SNAPSHOT_META, SNAPSHOT_DATA] {
+                meta.remove(key)?;
+            }
+            meta.insert(RAFT_ID, raft_id.as_slice())?;
+            meta.insert(FOUNDING, founding.as_slice())?;
+            if let Some(vote) = &vote {
+                meta.insert(VOTE, vote.as_slice())?;
+            }
+            if let Some((about, data)) = &snapshot {
+                meta.insert(SNAPSHOT_META, about.as_slice())?;
+                meta.insert(SNAPSHOT_DATA, data.as_slice())?;
+            }
+            Ok(())
+        })
+    }
+
     /// Who was first heard in each seat.
     pub(crate) fn bindings(&self) -> Result<Vec<(RaftId, NodeId)>, StoreError> {
         let step = || -> Result<Vec<(RaftId, NodeId)>, redb::Error> {
@@ -281,7 +322,8 @@ impl Db {
 /// Makes a complete store under another name first: a file under the real name
 /// is always one that was once complete, so an empty one is damage.
 fn create(state_dir: &Path, path: &Path, me: NodeId) -> Result<(), StoreError> {
-    let fail = |what: &'static str, why: String| StoreError::Io { what, path: path.to_owned(), why };
+    let fail =
+        |what: &'static str, why: String| StoreError::Io { what, path: path.to_owned(), why };
     let fresh = state_dir.join(format!("{FILE}.new"));
     match std::fs::remove_file(&fresh) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => {

@@ -61,9 +61,7 @@ async fn the_replica_survives_a_reopen_and_serves_its_tail() {
         // What is known is skipped, a gap and another cluster are refused.
         replica.take_entries(cluster, 1, vec![None, found()]).await.unwrap();
         assert!(replica.take_entries(cluster, 9000, vec![None]).await.is_err());
-        assert!(
-            replica.take_entries(Some(ClusterId([8; 16])), 5004, vec![None]).await.is_err()
-        );
+        assert!(replica.take_entries(Some(ClusterId([8; 16])), 5004, vec![None]).await.is_err());
         assert_eq!(replica.refused(), 2);
         replica.head()
     };
@@ -143,7 +141,9 @@ async fn the_log_appends_truncates_purges_and_survives() {
     assert_eq!(log.read_committed().await.unwrap(), Some(id(1, 5)));
     let entries = log.try_get_log_entries(0..100).await.unwrap();
     assert_eq!(entries.iter().map(|e| e.log_id.index).collect::<Vec<_>>(), [3, 4, 5, 6, 7]);
-    assert!(matches!(&entries[4].payload, EntryPayload::Normal(p) if Some(&p.0) == found().as_ref()));
+    assert!(
+        matches!(&entries[4].payload, EntryPayload::Normal(p) if Some(&p.0) == found().as_ref())
+    );
 }
 
 #[tokio::test]

@@ -74,7 +74,9 @@ async fn nothing_before_a_majority_and_the_missing_are_named() {
     all_joined(&nodes).await;
     until("the late founder votes", || {
         let status = nodes[2].h().status();
-        status.role != "follower" && status.voters.len() == 3 && status.voters.iter().all(|v| v.alive)
+        status.role != "follower"
+            && status.voters.len() == 3
+            && status.voters.iter().all(|v| v.alive)
     })
     .await;
     assert_eq!(nodes[0].h().ledger().cluster(), nodes[2].h().ledger().cluster());

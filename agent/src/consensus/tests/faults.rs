@@ -5,7 +5,7 @@ use std::time::Duration;
 use weft_proto::id::NodeId;
 use weft_proto::ledger::Op;
 
-use super::super::ProposeError;
+use super::super::{Founding, ProposeError, RecoverError};
 use super::world::{Node, TempDir, World, all_joined, seats, until};
 
 const ABC: &[&str] = &["a", "b", "c"];
@@ -41,8 +41,7 @@ async fn without_a_majority_the_reason_is_named_and_healing_helps() {
     }
     let op = Op::Acquire { node: one.id, ipv6: false, count: 1 };
     let request = one.h().next_request();
-    let error =
-        one.h().propose_as(request, op.clone(), Duration::from_secs(2)).await.unwrap_err();
+    let error = one.h().propose_as(request, op.clone(), Duration::from_secs(2)).await.unwrap_err();
     assert!(matches!(error, ProposeError::NoQuorum { .. }), "{error}");
     let text = error.to_string();
     assert!(text.contains("n2") && text.contains("n3"), "{text}");
@@ -141,10 +140,7 @@ async fn two_founders_without_disks_wait_for_the_third() {
     .await;
     let why = survivor
         .h()
-        .propose(
-            Op::Acquire { node: survivor.id, ipv6: false, count: 1 },
-            Duration::from_secs(1),
-        )
+        .propose(Op::Acquire { node: survivor.id, ipv6: false, count: 1 }, Duration::from_secs(1))
         .await
         .unwrap_err();
     assert!(matches!(why, ProposeError::NoQuorum { .. }), "{why}");
@@ -164,4 +160,42 @@ async fn an_evicted_node_joins_once_more() {
     })
     .await;
     assert_ne!(victim.acquire().await[0].prefix, before[0].prefix);
+}
+
+#[tokio::test]
+async fn a_survivor_founds_again_with_every_block() {
+    let world = World::default();
+    let mut nodes = founded(&world).await;
+    for n in 4..=5 {
+        let mut node = world.node(n, Founding::Observer);
+        world.start(&mut node).await.unwrap();
+        nodes.push(node);
+    }
+    all_joined(&nodes).await;
+    until("five voters", || nodes.iter().all(|n| n.h().status().voters.len() == 5)).await;
+    assert!(matches!(nodes[4].h().recover().await, Err(RecoverError::Healthy(_))));
+    let blocks = nodes[4].acquire().await;
+    for node in &mut nodes[0..3] {
+        world.stop(node).await;
+    }
+    let (lost, left) = nodes.split_at_mut(3);
+    until("no quorum is noticed", || !left[1].h().status().quorum).await;
+    left[1].h().recover().await.unwrap();
+    let at = left[1].h().ledger().head().index;
+    until("the other survivor follows", || left[0].h().ledger().head().index >= at).await;
+    for node in left.iter() {
+        assert_eq!(node.h().ledger().blocks_of(left[1].id).collect::<Vec<_>>(), blocks);
+    }
+    assert_eq!(left[0].acquire().await.len(), 1);
+    // The lost voters come back one by one, in their old seats' stead as followers.
+    world.start(&mut lost[0]).await.unwrap();
+    until("voters again", || {
+        let all = [&lost[0], &left[0], &left[1]];
+        all.iter().all(|n| {
+            let status = n.h().status();
+            status.quorum && status.role != "follower" && status.voters.len() >= 3
+        })
+    })
+    .await;
+    assert_eq!(lost[0].acquire().await.len(), 1);
 }

@@ -13,7 +13,9 @@ use weft_proto::id::NodeId;
 use weft_proto::ledger::{Op, Outcome};
 use weft_proto::wire::v1::NodeRecord;
 
-use super::super::{Consensus, ConsensusConfig, ConsensusError, ConsensusHandle, Founding, StoreError};
+use super::super::{
+    Consensus, ConsensusConfig, ConsensusError, ConsensusHandle, Founding, StoreError,
+};
 use crate::mesh::net::{BoxFuture, CallError, Liveness, Member, MeshView, PeerNet, Service};
 
 /// A directory that goes away with the test.
@@ -55,7 +57,8 @@ impl State {
                 .records
                 .iter()
                 .map(|(node, record)| {
-                    let liveness = if self.reach(*me, *node) { Liveness::Alive } else { Liveness::Dead };
+                    let liveness =
+                        if self.reach(*me, *node) { Liveness::Alive } else { Liveness::Dead };
                     (*node, Member { record: record.clone(), liveness })
                 })
                 .collect();
@@ -85,7 +88,12 @@ impl PeerNet for Net {
         self.world.0.lock().unwrap().views[&self.me].subscribe()
     }
 
-    fn call(&self, to: NodeId, request: Frame, patience: Duration) -> BoxFuture<'_, Result<Frame, CallError>> {
+    fn call(
+        &self,
+        to: NodeId,
+        request: Frame,
+        patience: Duration,
+    ) -> BoxFuture<'_, Result<Frame, CallError>> {
         Box::pin(async move {
             tokio::task::yield_now().await;
             let unreachable = || CallError::Unreachable { node: to, why: "partitioned".to_owned() };
