@@ -44,7 +44,7 @@ pub struct ConsensusConfig {
 type HeadHook = Box<dyn Fn(LedgerHead) + Send + Sync>;
 
 /// See the module.
-pub struct Core {
+pub(crate) struct Core {
     pub(super) config: ConsensusConfig,
     pub(super) plan: Plan,
     pub(super) net: Arc<dyn PeerNet>,
@@ -52,7 +52,7 @@ pub struct Core {
     pub(super) replica: Arc<Replica>,
     pub(super) seats: Arc<Seats>,
     engine: watch::Sender<Option<Arc<Running>>>,
-    starting: tokio::sync::Mutex<()>,
+    pub(super) starting: tokio::sync::Mutex<()>,
     founding_waits: Mutex<Option<String>>,
     join_waits: Mutex<Option<String>>,
     pub(super) heads: mpsc::Sender<(NodeId, LedgerHead)>,
@@ -65,7 +65,7 @@ pub struct Core {
 }
 
 /// The engine and the seat it runs in.
-pub struct Running {
+pub(crate) struct Running {
     /// Seat and founding.
     pub seated: Seated,
     /// The engine.
@@ -74,19 +74,19 @@ pub struct Running {
 
 impl Running {
     /// What the engine says of itself.
-    pub fn metrics(&self) -> Metrics {
+    pub(crate) fn metrics(&self) -> Metrics {
         self.engine.metrics().borrow().clone()
     }
 
     /// True if it leads.
-    pub fn leads(&self) -> bool {
+    pub(crate) fn leads(&self) -> bool {
         let metrics = self.engine.metrics();
         let metrics = metrics.borrow();
         metrics.running_state.is_ok() && metrics.current_leader == Some(self.seated.raft_id)
     }
 
     /// True if the membership, as known here, has this seat.
-    pub fn is_member(&self) -> bool {
+    pub(crate) fn is_member(&self) -> bool {
         let metrics = self.engine.metrics();
         let metrics = metrics.borrow();
         metrics.membership_config.membership().get_node(&self.seated.raft_id).is_some()
@@ -99,7 +99,7 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 
 impl Core {
     /// Opens the store and loads what is there.
-    pub async fn load(
+    pub(crate) async fn load(
         config: ConsensusConfig,
         net: Arc<dyn PeerNet>,
         heads: mpsc::Sender<(NodeId, LedgerHead)>,
@@ -133,17 +133,15 @@ impl Core {
     }
 
     /// The engine, where this node has a seat.
-    pub fn running(&self) -> Option<Arc<Running>> {
+    pub(crate) fn running(&self) -> Option<Arc<Running>> {
         self.engine.borrow().clone()
     }
 
-    /// Told when the engine starts.
-    pub fn watch_engine(&self) -> watch::Receiver<Option<Arc<Running>>> {
-        self.engine.subscribe()
-    }
-
     /// Starts the engine in a seat, once; the seat is on disk before.
-    pub async fn start_engine(&self, seated: Seated) -> Result<Arc<Running>, ConsensusError> {
+    pub(crate) async fn start_engine(
+        &self,
+        seated: Seated,
+    ) -> Result<Arc<Running>, ConsensusError> {
         let _one = self.starting.lock().await;
         if let Some(running) = self.running() {
             return Ok(running);
@@ -161,10 +159,19 @@ impl Core {
                 )));
             }
         }
+        self.launch(seated).await
+    }
+
+    /// Takes the engine out, to stop it.
+    pub(crate) fn take_running(&self) -> Option<Arc<Running>> {
+        self.engine.send_replace(None)
+    }
+
+    /// Starts the engine in the seat that is on disk.
+    pub(crate) async fn launch(&self, seated: Seated) -> Result<Arc<Running>, ConsensusError> {
         let engine_error = |e: &dyn std::fmt::Display| ConsensusError::Engine(e.to_string());
         let machine = Machine::load(self.db.clone(), self.replica.clone()).await?;
-        let network =
-            Network { net: self.net.clone(), seats: self.seats.clone(), seated };
+        let network = Network { net: self.net.clone(), seats: self.seats.clone(), seated };
         let engine = Engine::new(
             seated.raft_id,
             Arc::new(engine_config().map_err(|e| engine_error(&e))?),
@@ -180,18 +187,28 @@ impl Core {
         Ok(running)
     }
 
+    /// True if the engine still counts: not if the ledger has gone on without
+    /// it, beyond its log, and no leader talks to it. Such a voter was removed
+    /// while it was away; it could never win an election.
+    pub(crate) fn is_member(&self, running: &Running) -> bool {
+        let metrics = running.metrics();
+        let logged = metrics.last_log_index.map_or(0, |index| index + 1);
+        let outrun = metrics.current_leader.is_none() && self.replica.head().index > logged;
+        running.is_member() && !outrun
+    }
+
     /// Puts the seat (or that there is none) into this node's record.
-    pub fn publish_seat(&self, seat: Option<weft_proto::id::RaftId>) {
+    pub(crate) fn publish_seat(&self, seat: Option<weft_proto::id::RaftId>) {
         self.net.update_record(Box::new(move |record| record.raft_id = seat));
     }
 
     /// Seat on disk, if any.
-    pub async fn stored_seat(&self) -> Result<Option<Seated>, StoreError> {
+    pub(crate) async fn stored_seat(&self) -> Result<Option<Seated>, StoreError> {
         self.db.run(Db::seated).await
     }
 
     /// A fresh request id.
-    pub fn next_request(&self) -> RequestId {
+    pub(crate) fn next_request(&self) -> RequestId {
         RequestId {
             node: self.config.me,
             session: self.config.session,
@@ -200,7 +217,7 @@ impl Core {
     }
 
     /// What founding waits for.
-    pub fn set_founding_waits(&self, why: Option<String>) {
+    pub(crate) fn set_founding_waits(&self, why: Option<String>) {
         let mut slot = lock(&self.founding_waits);
         if *slot != why {
             if let Some(why) = &why {
@@ -211,7 +228,7 @@ impl Core {
     }
 
     /// What joining waits for.
-    pub fn set_join_waits(&self, why: Option<String>) {
+    pub(crate) fn set_join_waits(&self, why: Option<String>) {
         let mut slot = lock(&self.join_waits);
         if *slot != why {
             if let Some(why) = &why {
@@ -222,17 +239,17 @@ impl Core {
     }
 
     /// Why joining was refused, if it was.
-    pub fn join_waits(&self) -> Option<String> {
+    pub(crate) fn join_waits(&self) -> Option<String> {
         lock(&self.join_waits).clone()
     }
 
     /// What founding or joining waits for.
-    pub fn waits(&self) -> Option<String> {
+    pub(crate) fn waits(&self) -> Option<String> {
         self.join_waits().or_else(|| lock(&self.founding_waits).clone())
     }
 
     /// Notes who went and who came back.
-    pub fn note_view(&self, view: &MeshView) {
+    pub(crate) fn note_view(&self, view: &MeshView) {
         let now = Instant::now();
         let mut gone = lock(&self.gone_since);
         gone.retain(|node, _| !view.is_alive(*node));
@@ -243,7 +260,7 @@ impl Core {
 
     /// How long a node has not been alive; `None` while it is. A node never
     /// seen counts from the start of this agent.
-    pub fn gone_for(&self, view: &MeshView, node: NodeId) -> Option<Duration> {
+    pub(crate) fn gone_for(&self, view: &MeshView, node: NodeId) -> Option<Duration> {
         if view.is_alive(node) {
             return None;
         }
@@ -252,14 +269,14 @@ impl Core {
     }
 
     /// Completes when the agent stops.
-    pub async fn stopped(&self) {
+    pub(crate) async fn stopped(&self) {
         let mut stop = self.stop.subscribe();
         // An error means that the sender is gone, which is a stop as well.
         let _gone = stop.wait_for(|stop| *stop).await;
     }
 
     /// Tells the hook the present head.
-    pub fn tell_head(&self) {
+    pub(crate) fn tell_head(&self) {
         let head = self.replica.head();
         if let Some(hook) = lock(&self.head_hook).as_ref() {
             hook(head);
@@ -267,7 +284,7 @@ impl Core {
     }
 }
 
-fn engine_config() -> Result<Config, openraft::ConfigError> {
+fn engine_config() -> Result<Config, String> {
     Config {
         cluster_name: "weft".to_owned(),
         heartbeat_interval: 250,
@@ -282,4 +299,5 @@ fn engine_config() -> Result<Config, openraft::ConfigError> {
         ..Config::default()
     }
     .validate()
+    .map_err(|e| e.to_string())
 }

@@ -21,7 +21,7 @@ const CLOSE: u64 = 64;
 const VACANT: Duration = Duration::from_secs(5);
 
 /// Runs until the agent stops.
-pub async fn lead(core: Arc<Core>) {
+pub(crate) async fn lead(core: Arc<Core>) {
     let mut vacant: BTreeMap<RaftId, Instant> = BTreeMap::new();
     let mut seat_shown = true;
     loop {
@@ -30,9 +30,11 @@ pub async fn lead(core: Arc<Core>) {
             () = tokio::time::sleep(TICK) => {}
         }
         let Some(running) = core.running() else { continue };
-        let member = running.is_member() || core.replica.head().cluster.is_none();
+        let member = core.is_member(&running) || core.replica.head().cluster.is_none();
         if member != seat_shown {
             seat_shown = member;
+            // A removed voter must not disturb the others with elections.
+            running.engine.runtime_config().elect(member);
             core.publish_seat(member.then_some(running.seated.raft_id));
         }
         if !running.leads() {
@@ -71,7 +73,9 @@ impl Core {
     ) -> Option<Situation> {
         let metrics = running.metrics();
         // Without a quorum a change would only hang in the log.
-        if metrics.millis_since_quorum_ack.is_none_or(|ms| ms > 2000) && metrics.membership_config.voter_ids().count() > 1 {
+        if metrics.millis_since_quorum_ack.is_none_or(|ms| ms > 2000)
+            && metrics.membership_config.voter_ids().count() > 1
+        {
             return None;
         }
         let view = self.net.view();
@@ -102,7 +106,7 @@ impl Core {
             me,
             joined: ledger.members().map(|(node, _)| (node, view.is_alive(node))).collect(),
             seats,
-            changing: membership.is_in_joint_consensus() || !applied,
+            changing: membership.get_joint_config().len() > 1 || !applied,
         })
     }
 
@@ -119,9 +123,7 @@ impl Core {
                     let remove = ChangeMembers::RemoveNodes(BTreeSet::from([id]));
                     running.engine.change_membership(remove, false).await
                 }
-                Change::SetVoters(voters) => {
-                    running.engine.change_membership(voters, false).await
-                }
+                Change::SetVoters(voters) => running.engine.change_membership(voters, false).await,
             }
         };
         match tokio::time::timeout(CHANGE, work).await {

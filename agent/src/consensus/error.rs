@@ -75,7 +75,9 @@ pub enum ProposeError {
         why: String,
     },
     /// Committed, but this replica has not caught up in time.
-    #[error("committed at position {position}, but this node's ledger is still at {applied} after {after:?}; try again")]
+    #[error(
+        "committed at position {position}, but this node's ledger is still at {applied} after {after:?}; try again"
+    )]
     Behind {
         /// Where it is in the ledger.
         position: u64,
@@ -97,7 +99,7 @@ impl ProposeError {
 }
 
 /// A failure answer; texts are cut so that they fit the frame.
-pub fn failure(code: u16, message: impl Into<String>) -> Failure {
+pub(crate) fn failure(code: u16, message: impl Into<String>) -> Failure {
     let message: String = message.into();
     Failure { code, message: message.chars().take(900).collect() }
 }

@@ -9,7 +9,7 @@ use weft_proto::id::NodeId;
 use weft_proto::ledger::{Op, Outcome};
 use weft_proto::wire::v1::{FoundingAsk, FoundingState, LedgerHead};
 
-use super::core::Core;
+use super::core::{Core, Running};
 use super::error::ConsensusError;
 use super::founding::{Answer, SETTLE, Step, decide};
 use super::store::Seated;
@@ -24,13 +24,18 @@ const ASKED: usize = 64;
 const JOIN: Duration = Duration::from_secs(10);
 
 /// Runs until this node has a seat, or follows a cluster.
-pub async fn found(core: Arc<Core>) {
+pub(crate) async fn found(core: Arc<Core>) {
     match core.stored_seat().await {
         Ok(Some(seated)) => {
-            if let Err(e) = core.start_engine(seated).await {
-                core.set_founding_waits(Some(e.to_string()));
-            }
-            return;
+            let resumed = async {
+                let running = core.start_engine(seated).await?;
+                // Stopped between taking the seat and initialising it.
+                if core.plan.mine == Some(seated.raft_id) && core.plan.id == seated.founding {
+                    core.initialise_log(&running).await?;
+                }
+                Ok::<(), ConsensusError>(())
+            };
+            return core.set_founding_waits(resumed.await.err().map(|e| e.to_string()));
         }
         Ok(None) => {}
         Err(e) => return core.set_founding_waits(Some(e.to_string())),
@@ -81,6 +86,10 @@ impl Core {
         self.seats.bind(bind).await?;
         let seated = Seated { raft_id: mine, founding: self.plan.id };
         let running = self.start_engine(seated).await?;
+        self.initialise_log(&running).await
+    }
+
+    async fn initialise_log(&self, running: &Running) -> Result<(), ConsensusError> {
         let engine = |e: &dyn std::fmt::Display| ConsensusError::Engine(e.to_string());
         if !running.engine.is_initialized().await.map_err(|e| engine(&e))? {
             running.engine.initialize(self.plan.seats.clone()).await.map_err(|e| engine(&e))?;
@@ -112,14 +121,13 @@ impl Core {
                 Some(Answer { node, name, state })
             });
         }
-        let mut answers: Vec<Answer> =
-            calls.join_all().await.into_iter().flatten().collect();
+        let mut answers: Vec<Answer> = calls.join_all().await.into_iter().flatten().collect();
         answers.sort_by_key(|a| a.node);
         answers
     }
 
     /// What this node says of the founding to `from`.
-    pub fn founding_state(&self, from: NodeId) -> FoundingState {
+    pub(crate) fn founding_state(&self, from: NodeId) -> FoundingState {
         let running = self.running();
         FoundingState {
             cluster: self.replica.head().cluster,
@@ -132,7 +140,7 @@ impl Core {
 }
 
 /// Joins the ledger once a cluster is known, and once more if evicted.
-pub async fn join(core: Arc<Core>) {
+pub(crate) async fn join(core: Arc<Core>) {
     let me = core.net.me();
     let mut ledger = core.replica.subscribe();
     let mut rejoined = false;

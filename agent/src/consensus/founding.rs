@@ -63,12 +63,12 @@ fn hash(parts: &[&[u8]]) -> [u8; 16] {
 }
 
 /// Seat of a founding address.
-pub fn seat_of_address(address: &str) -> RaftId {
+pub(crate) fn seat_of_address(address: &str) -> RaftId {
     RaftId(hash(&[b"weft seat", address.as_bytes()]))
 }
 
 /// Founding seats for so many members.
-pub fn seats_for(members: usize) -> usize {
+pub(crate) fn seats_for(members: usize) -> usize {
     match members {
         0 => 0,
         1 | 2 => 1,
@@ -133,7 +133,7 @@ impl Founding {
 
 /// An answer to a founding question, or that there was none.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Answer {
+pub(crate) struct Answer {
     /// Who.
     pub node: NodeId,
     /// Its name.
@@ -144,7 +144,7 @@ pub struct Answer {
 
 /// What a founding node does next.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Step {
+pub(crate) enum Step {
     /// Initialise the log with all seats; these nodes were counted in them.
     Initialise {
         /// Seats and who was heard in them.
@@ -158,7 +158,7 @@ pub enum Step {
 
 /// Decides on one round of answers. `settled` is false in the first seconds of
 /// a start, when the absence of an answer does not say much yet.
-pub fn decide(plan: &Plan, me: NodeId, answers: &[Answer], settled: bool) -> Step {
+pub(crate) fn decide(plan: &Plan, me: NodeId, answers: &[Answer], settled: bool) -> Step {
     if answers.iter().any(|a| a.state.cluster.is_some()) {
         return Step::Follow;
     }
@@ -172,9 +172,8 @@ pub fn decide(plan: &Plan, me: NodeId, answers: &[Answer], settled: bool) -> Ste
             )
         });
     };
-    if let Some(other) = answers
-        .iter()
-        .find(|a| a.state.founding != plan.id && !a.state.members.is_empty())
+    if let Some(other) =
+        answers.iter().find(|a| a.state.founding != plan.id && !a.state.members.is_empty())
     {
         return Step::Wait(format!(
             "founding members differ: this node was given [{}], {} was given [{}]; set the same list on every node",
@@ -214,7 +213,9 @@ pub fn decide(plan: &Plan, me: NodeId, answers: &[Answer], settled: bool) -> Ste
         ));
     }
     if !settled && answers.len() + 1 < plan.members.len() {
-        return Step::Wait("asking the other members whether there is a cluster already".to_owned());
+        return Step::Wait(
+            "asking the other members whether there is a cluster already".to_owned(),
+        );
     }
     Step::Initialise { bind: heard.into_iter().collect() }
 }
@@ -226,7 +227,7 @@ fn labels<'a>(seats: impl Iterator<Item = &'a Seat>) -> String {
 }
 
 /// In the first seconds of a start silence may only mean "not connected yet".
-pub const SETTLE: Duration = Duration::from_secs(5);
+pub(crate) const SETTLE: Duration = Duration::from_secs(5);
 
 #[cfg(test)]
 mod tests {

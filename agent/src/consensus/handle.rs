@@ -13,6 +13,7 @@ use weft_proto::wire::v1::LedgerHead;
 
 use super::core::{ConsensusConfig, Core};
 use super::error::{ConsensusError, ProposeError};
+use super::recover::RecoverError;
 use super::service::ConsensusService;
 use super::{driver, founder, sync};
 use crate::mesh::net::{Liveness, PeerNet, Service};
@@ -110,14 +111,21 @@ impl ConsensusHandle {
 
     /// Calls `hook` with every new head of this replica, and once now.
     pub fn on_head_changed(&self, hook: impl Fn(LedgerHead) + Send + Sync + 'static) {
-        *self.core.head_hook.lock().unwrap_or_else(PoisonError::into_inner) =
-            Some(Box::new(hook));
+        *self.core.head_hook.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(hook));
         self.core.tell_head();
     }
 
     /// How often ledger entries of peers were refused (other cluster, no fit).
     pub fn refused(&self) -> u64 {
         self.core.replica.refused()
+    }
+
+    /// Founds again from this node's ledger, when the majority of the voters
+    /// is lost for good; returns the new position. The caller has the
+    /// operator's consent that the lost voters stay away, or come back with
+    /// an empty state directory. Refused while there is a quorum.
+    pub async fn recover(&self) -> Result<u64, RecoverError> {
+        self.core.recover().await
     }
 
     /// For `agent status`.
@@ -143,12 +151,11 @@ impl ConsensusHandle {
 impl Core {
     /// Voters, by what this node can know: its engine's membership, or who
     /// says in the mesh that it has a seat.
-    pub fn voters(&self) -> Vec<VoterStatus> {
+    pub(crate) fn voters(&self) -> Vec<VoterStatus> {
         let view = self.net.view();
-        let alive = |node: NodeId| {
-            view.members.get(&node).is_some_and(|m| m.liveness != Liveness::Dead)
-        };
-        if let Some(running) = self.running().filter(|r| r.is_member()) {
+        let alive =
+            |node: NodeId| view.members.get(&node).is_some_and(|m| m.liveness != Liveness::Dead);
+        if let Some(running) = self.running().filter(|r| self.is_member(r)) {
             let metrics = running.metrics();
             let membership = metrics.membership_config.membership();
             return membership
@@ -175,14 +182,15 @@ impl Core {
             .collect()
     }
 
-    fn status(&self) -> ConsensusStatus {
+    pub(crate) fn status(&self) -> ConsensusStatus {
         let head = self.replica.head();
         let running = self.running();
         let metrics = running.as_ref().map(|r| r.metrics());
         let voters = self.voters();
         let leader = running.as_ref().and_then(|r| self.leader_of(r));
         let seated = running.as_ref().filter(|r| {
-            r.metrics().membership_config.voter_ids().any(|id| id == r.seated.raft_id)
+            self.is_member(r)
+                && r.metrics().membership_config.voter_ids().any(|id| id == r.seated.raft_id)
         });
         let role = match (&running, seated) {
             _ if head.cluster.is_none() => "founding",

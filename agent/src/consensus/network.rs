@@ -3,9 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use openraft::error::{
-    InstallSnapshotError, RPCError, RaftError, RemoteError, Unreachable,
-};
+use openraft::error::{InstallSnapshotError, RPCError, RaftError, RemoteError, Unreachable};
 use openraft::network::{Backoff, RPCOption, RaftNetwork, RaftNetworkFactory};
 use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, InstallSnapshotRequest, InstallSnapshotResponse,
@@ -23,22 +21,22 @@ use super::types::{Engine, Seat, TypeConfig, decode, encode};
 use crate::mesh::net::PeerNet;
 
 /// Kind of append-entries in [`Raft`].
-pub const APPEND: u8 = 1;
+pub(crate) const APPEND: u8 = 1;
 /// Kind of vote.
-pub const VOTE: u8 = 2;
+pub(crate) const VOTE: u8 = 2;
 /// Kind of install-snapshot.
-pub const SNAPSHOT: u8 = 3;
+pub(crate) const SNAPSHOT: u8 = 3;
 
 /// Makes connections to other seats.
 #[derive(Clone)]
-pub struct Network {
+pub(crate) struct Network {
     pub(super) net: Arc<dyn PeerNet>,
     pub(super) seats: Arc<Seats>,
     pub(super) seated: Seated,
 }
 
 /// The way to one seat.
-pub struct Wire {
+pub(crate) struct Wire {
     network: Network,
     target: RaftId,
     seat: Seat,
@@ -49,7 +47,9 @@ pub struct Wire {
 #[error("{0}")]
 struct Lost(String);
 
-fn lost<E: std::error::Error>(why: impl Into<String>) -> RPCError<RaftId, Seat, RaftError<RaftId, E>> {
+fn lost<E: std::error::Error>(
+    why: impl Into<String>,
+) -> RPCError<RaftId, Seat, RaftError<RaftId, E>> {
     RPCError::Unreachable(Unreachable::new(&Lost(why.into())))
 }
 
@@ -76,13 +76,8 @@ impl Wire {
             return Err(lost(format!("nobody is known in seat {}", self.seat)));
         };
         let body = encode(request).map_err(|e| lost(e.to_string()))?;
-        let message = Raft {
-            founding: seated.founding,
-            from: seated.raft_id,
-            to: self.target,
-            kind,
-            body,
-        };
+        let message =
+            Raft { founding: seated.founding, from: seated.raft_id, to: self.target, kind, body };
         let frame = Frame::new(&message).map_err(|e| lost(e.to_string()))?;
         let answer = net.call(node, frame, patience).await.map_err(|e| lost(e.to_string()))?;
         let reply: RaftReply = answer.decode().map_err(|e| lost(e.to_string()))?;
@@ -124,7 +119,7 @@ impl RaftNetwork<TypeConfig> for Wire {
 }
 
 /// Hands a message of another seat to the engine.
-pub async fn deliver(engine: &Engine, message: &Raft) -> Result<RaftReply, Failure> {
+pub(crate) async fn deliver(engine: &Engine, message: &Raft) -> Result<RaftReply, Failure> {
     fn bad(e: impl std::fmt::Display) -> Failure {
         failure(Failure::BAD_REQUEST, format!("consensus message: {e}"))
     }

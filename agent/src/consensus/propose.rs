@@ -25,7 +25,7 @@ const NAME_GONE: Duration = Duration::from_secs(10);
 
 impl Core {
     /// Brings `op` into the ledger and waits until this replica has it.
-    pub async fn propose(
+    pub(crate) async fn propose(
         &self,
         request: RequestId,
         op: Op,
@@ -115,7 +115,7 @@ impl Core {
     }
 
     /// The node of the leader the engine knows of.
-    pub fn leader_of(&self, running: &Running) -> Option<NodeId> {
+    pub(crate) fn leader_of(&self, running: &Running) -> Option<NodeId> {
         let metrics = running.metrics();
         let id = metrics.current_leader?;
         let seat = metrics.membership_config.membership().get_node(&id)?;
@@ -123,7 +123,7 @@ impl Core {
     }
 
     /// Writes into the log; this node leads.
-    pub async fn write(
+    pub(crate) async fn write(
         &self,
         running: &Running,
         request: RequestId,
@@ -175,16 +175,15 @@ impl Core {
             }
             if from != self.net.me() {
                 // A full queue means that pulls are under way already.
-                let _full = self
-                    .heads
-                    .try_send((from, LedgerHead { cluster: head.cluster, index: at }));
+                let _full =
+                    self.heads.try_send((from, LedgerHead { cluster: head.cluster, index: at }));
             }
             let _nudge = tokio::time::timeout(PAUSE, ledger.changed()).await;
         }
     }
 
     /// Serves a proposal of another node: writes it, or passes it on.
-    pub async fn on_propose(&self, message: Propose) -> Result<ProposeReply, Failure> {
+    pub(crate) async fn on_propose(&self, message: Propose) -> Result<ProposeReply, Failure> {
         let no_leader = |why: String| failure(Failure::NO_LEADER, why);
         let Some(running) = self.running() else {
             return Err(no_leader("this node is not a voter".to_owned()));
@@ -208,7 +207,7 @@ impl Core {
     }
 
     /// Why nothing can be committed, as far as known here.
-    pub fn no_quorum(&self, last: Option<String>) -> ProposeError {
+    pub(crate) fn no_quorum(&self, last: Option<String>) -> ProposeError {
         if self.replica.head().cluster.is_none()
             && let Some(why) = self.waits()
         {

@@ -27,7 +27,7 @@ const DELTA: usize = 256;
 
 /// Why entries were not taken.
 #[derive(Debug, Clone, thiserror::Error)]
-pub enum TakeError {
+pub(crate) enum TakeError {
     /// They belong to another cluster.
     #[error("ledger entries of cluster {theirs} offered, this node is in cluster {ours}")]
     OtherCluster {
@@ -54,7 +54,7 @@ pub enum TakeError {
 
 /// Answer to a pull.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Pulled {
+pub(crate) enum Pulled {
     /// The entries that follow.
     Delta(LedgerDelta),
     /// Too far behind for entries.
@@ -71,7 +71,7 @@ struct Tail {
 }
 
 /// See the module.
-pub struct Replica {
+pub(crate) struct Replica {
     db: Db,
     /// Serialises writers; also what is served to others.
     tail: Mutex<Tail>,
@@ -85,12 +85,13 @@ fn text(cluster: Option<ClusterId>) -> String {
 
 impl Replica {
     /// Loads the replica from disk.
-    pub async fn load(db: Db) -> Result<Self, StoreError> {
+    pub(crate) async fn load(db: Db) -> Result<Self, StoreError> {
         let saved = db.run(Db::load_replica).await?;
         let mut ledger = match saved.snapshot {
             None => Ledger::new(),
-            Some(bytes) => Ledger::decode(&bytes)
-                .map_err(|e| db.bad_replica(LedgerHead::default(), e))?,
+            Some(bytes) => {
+                Ledger::decode(&bytes).map_err(|e| db.bad_replica(LedgerHead::default(), e))?
+            }
         };
         let snapshot_at = ledger.head().index;
         let mut tail = Tail { entries: VecDeque::new(), saved: snapshot_at };
@@ -101,9 +102,7 @@ impl Replica {
             }
             expected = Some(at + 1);
             if at > ledger.head().index {
-                ledger
-                    .apply(at, entry.as_ref())
-                    .map_err(|e| db.bad_replica(ledger.head(), e))?;
+                ledger.apply(at, entry.as_ref()).map_err(|e| db.bad_replica(ledger.head(), e))?;
             }
             tail.entries.push_back(entry);
         }
@@ -115,22 +114,22 @@ impl Replica {
     }
 
     /// The ledger as published now.
-    pub fn ledger(&self) -> Arc<Ledger> {
+    pub(crate) fn ledger(&self) -> Arc<Ledger> {
         self.ledger.borrow().clone()
     }
 
     /// Told of every change.
-    pub fn subscribe(&self) -> watch::Receiver<Arc<Ledger>> {
+    pub(crate) fn subscribe(&self) -> watch::Receiver<Arc<Ledger>> {
         self.ledger.subscribe()
     }
 
     /// Position and cluster.
-    pub fn head(&self) -> LedgerHead {
+    pub(crate) fn head(&self) -> LedgerHead {
         self.ledger.borrow().head()
     }
 
     /// How often entries of another cluster, or unfit ones, were refused.
-    pub fn refused(&self) -> u64 {
+    pub(crate) fn refused(&self) -> u64 {
         self.refused.load(Ordering::Relaxed)
     }
 
@@ -140,7 +139,7 @@ impl Replica {
     }
 
     /// Counts a head of another cluster.
-    pub fn note_foreign(&self, from: NodeId, head: LedgerHead) {
+    pub(crate) fn note_foreign(&self, from: NodeId, head: LedgerHead) {
         if self.refused.fetch_add(1, Ordering::Relaxed) == 0 {
             tracing::warn!(
                 from = %from, cluster = %text(head.cluster), ours = %text(self.head().cluster),
@@ -152,15 +151,16 @@ impl Replica {
     fn check_cluster(&self, theirs: Option<ClusterId>) -> Result<(), TakeError> {
         let ours = self.head().cluster;
         if ours.is_some() && ours != theirs {
-            return Err(self
-                .refuse(TakeError::OtherCluster { ours: text(ours), theirs: text(theirs) }));
+            return Err(
+                self.refuse(TakeError::OtherCluster { ours: text(ours), theirs: text(theirs) })
+            );
         }
         Ok(())
     }
 
     /// Takes entries from `first` on. Those already here are skipped.
     /// `cluster` is the cluster after the last of them.
-    pub async fn take_entries(
+    pub(crate) async fn take_entries(
         &self,
         cluster: Option<ClusterId>,
         first: u64,
@@ -196,9 +196,7 @@ impl Replica {
             tail.saved = head.index;
         }
         let (save, from) = (entries.clone(), at + 1);
-        self.db
-            .run(move |db| db.save_tail(from, &save, forget, snapshot.as_deref()))
-            .await?;
+        self.db.run(move |db| db.save_tail(from, &save, forget, snapshot.as_deref())).await?;
         tail.entries.extend(entries);
         while tail.entries.len() > TAIL {
             tail.entries.pop_front();
@@ -208,7 +206,7 @@ impl Replica {
     }
 
     /// Takes a whole ledger, if it is further than this one.
-    pub async fn take_snapshot(
+    pub(crate) async fn take_snapshot(
         &self,
         ledger: Ledger,
         bytes: Vec<u8>,
@@ -226,7 +224,7 @@ impl Replica {
     }
 
     /// Takes a delta of a peer: it must be of this cluster and continue exactly.
-    pub async fn take_delta(&self, delta: LedgerDelta) -> Result<LedgerHead, TakeError> {
+    pub(crate) async fn take_delta(&self, delta: LedgerDelta) -> Result<LedgerHead, TakeError> {
         if delta.entries.is_empty() {
             return Ok(self.head());
         }
@@ -237,7 +235,7 @@ impl Replica {
     }
 
     /// Takes a snapshot of a peer.
-    pub async fn take_peer_snapshot(
+    pub(crate) async fn take_peer_snapshot(
         &self,
         snapshot: LedgerSnapshot,
     ) -> Result<LedgerHead, TakeError> {
@@ -250,7 +248,7 @@ impl Replica {
     }
 
     /// What follows `pull.after`.
-    pub async fn serve(&self, pull: LedgerPull) -> Pulled {
+    pub(crate) async fn serve(&self, pull: LedgerPull) -> Pulled {
         let tail = self.tail.lock().await;
         let ledger = self.ledger();
         let head = ledger.head();

@@ -15,14 +15,14 @@ use super::types::{Seat, seat_of_node};
 use crate::mesh::net::MeshView;
 
 /// See the module.
-pub struct Seats {
+pub(crate) struct Seats {
     db: Db,
     bound: Mutex<BTreeMap<RaftId, NodeId>>,
 }
 
 /// Somebody else sits there.
 #[derive(Debug, Clone, thiserror::Error)]
-pub enum SeatError {
+pub(crate) enum SeatError {
     /// Two nodes, one seat.
     #[error("seat {} belongs to node {holder}, not to {claims}: a voter that lost its disk joins as a new node", seat.short())]
     Taken {
@@ -40,9 +40,14 @@ pub enum SeatError {
 
 impl Seats {
     /// Loads the bindings.
-    pub async fn load(db: Db) -> Result<Self, StoreError> {
+    pub(crate) async fn load(db: Db) -> Result<Self, StoreError> {
         let bound = db.run(Db::bindings).await?.into_iter().collect();
         Ok(Self { db, bound: Mutex::new(bound) })
+    }
+
+    /// Forgets all bindings in memory; the store has forgotten them.
+    pub(crate) fn forget(&self) {
+        self.bound.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
     fn get(&self, seat: RaftId) -> Option<NodeId> {
@@ -50,7 +55,7 @@ impl Seats {
     }
 
     /// True if this node was heard in a founding seat.
-    pub fn knows(&self, node: NodeId) -> bool {
+    pub(crate) fn knows(&self, node: NodeId) -> bool {
         self.bound
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -59,22 +64,19 @@ impl Seats {
     }
 
     /// Who sits in a seat of the membership, if it was ever heard.
-    pub fn holder(&self, id: RaftId, seat: &Seat) -> Option<NodeId> {
+    pub(crate) fn holder(&self, id: RaftId, seat: &Seat) -> Option<NodeId> {
         seat.node.or_else(|| self.get(id))
     }
 
     /// Whom to call for a seat: its holder, or who says that it is its own.
-    pub fn resolve(&self, id: RaftId, seat: &Seat, view: &MeshView) -> Option<NodeId> {
+    pub(crate) fn resolve(&self, id: RaftId, seat: &Seat, view: &MeshView) -> Option<NodeId> {
         self.holder(id, seat).or_else(|| {
-            view.members
-                .iter()
-                .find(|(_, m)| m.record.raft_id == Some(id))
-                .map(|(node, _)| *node)
+            view.members.iter().find(|(_, m)| m.record.raft_id == Some(id)).map(|(node, _)| *node)
         })
     }
 
     /// `node` was heard in `seat`: binds it, or refuses.
-    pub async fn heard(&self, seat: RaftId, node: NodeId) -> Result<(), SeatError> {
+    pub(crate) async fn heard(&self, seat: RaftId, node: NodeId) -> Result<(), SeatError> {
         if seat == seat_of_node(node) {
             return Ok(());
         }
@@ -86,7 +88,7 @@ impl Seats {
     }
 
     /// Binds on disk, then in memory.
-    pub async fn bind(&self, pairs: Vec<(RaftId, NodeId)>) -> Result<(), StoreError> {
+    pub(crate) async fn bind(&self, pairs: Vec<(RaftId, NodeId)>) -> Result<(), StoreError> {
         let saved = pairs.clone();
         self.db.run(move |db| db.bind(&saved)).await?;
         self.bound.lock().unwrap_or_else(PoisonError::into_inner).extend(pairs);

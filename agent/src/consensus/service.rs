@@ -4,9 +4,7 @@ use std::sync::Arc;
 
 use weft_proto::frame::{Frame, FrameError, Message};
 use weft_proto::id::NodeId;
-use weft_proto::wire::v1::{
-    Failure, FoundingAsk, LedgerHead, LedgerPull, Propose, Raft,
-};
+use weft_proto::wire::v1::{Failure, FoundingAsk, LedgerHead, LedgerPull, Propose, Raft};
 
 use super::core::{Core, Running};
 use super::error::failure;
@@ -19,13 +17,13 @@ use crate::mesh::net::{BoxFuture, Service};
 pub const KINDS: &[u16] = &[30, 31, 32, 33, 40, 42, 50];
 
 /// See the module.
-pub struct ConsensusService(pub(super) Arc<Core>);
+pub(crate) struct ConsensusService(pub(super) Arc<Core>);
 
 fn reply<M: Message>(message: &M) -> Result<Option<Frame>, Failure> {
     Frame::new(message).map(Some).map_err(|e| failure(Failure::INTERNAL, e.to_string()))
 }
 
-fn bad(e: FrameError) -> Failure {
+fn bad(e: &FrameError) -> Failure {
     failure(Failure::BAD_REQUEST, e.to_string())
 }
 
@@ -38,22 +36,22 @@ impl Service for ConsensusService {
             }
             match frame.kind {
                 LedgerHead::KIND => {
-                    core.on_head(from, frame.decode().map_err(bad)?);
+                    core.on_head(from, frame.decode().map_err(|e| bad(&e))?);
                     Ok(None)
                 }
                 LedgerPull::KIND => {
-                    core.on_pull(frame.decode().map_err(bad)?).await.map(Some)
+                    core.on_pull(frame.decode().map_err(|e| bad(&e))?).await.map(Some)
                 }
                 Raft::KIND => {
-                    let message = frame.decode().map_err(bad)?;
+                    let message = frame.decode().map_err(|e| bad(&e))?;
                     reply(&core.on_raft(from, &message).await?)
                 }
                 FoundingAsk::KIND => {
-                    let _ask: FoundingAsk = frame.decode().map_err(bad)?;
+                    let _ask: FoundingAsk = frame.decode().map_err(|e| bad(&e))?;
                     reply(&core.founding_state(from))
                 }
                 Propose::KIND => {
-                    let message = frame.decode().map_err(bad)?;
+                    let message = frame.decode().map_err(|e| bad(&e))?;
                     reply(&core.on_propose(message).await?)
                 }
                 kind => Err(failure(
@@ -74,6 +72,17 @@ impl Core {
         let running = match self.running() {
             Some(running) => running,
             None => self.invited(from, message).await?,
+        };
+        let running = if running.seated.founding != message.founding
+            && message.to == seat_of_node(self.net.me())
+            && self.left_behind(&running)
+            && self.replica.ledger().member(from).is_some()
+        {
+            self.reseat(&running, message.to, message.founding)
+                .await
+                .map_err(|e| failure(Failure::INTERNAL, e.to_string()))?
+        } else {
+            running
         };
         let seated = running.seated;
         if seated.founding != message.founding {
@@ -110,8 +119,6 @@ impl Core {
             return not_yet("this node does not know the cluster of the sender yet");
         }
         let seated = Seated { raft_id: message.to, founding: message.founding };
-        self.start_engine(seated)
-            .await
-            .map_err(|e| failure(Failure::INTERNAL, e.to_string()))
+        self.start_engine(seated).await.map_err(|e| failure(Failure::INTERNAL, e.to_string()))
     }
 }

@@ -20,10 +20,10 @@ const IDLE: Duration = Duration::from_secs(5);
 /// New heads go to so many members at once.
 const FANOUT: usize = 4;
 /// Heads waiting to be looked at.
-pub const QUEUE: usize = 256;
+pub(crate) const QUEUE: usize = 256;
 
 /// Pulls from who is further, until the agent stops.
-pub async fn follow(core: Arc<Core>, mut heads: mpsc::Receiver<(NodeId, LedgerHead)>) {
+pub(crate) async fn follow(core: Arc<Core>, mut heads: mpsc::Receiver<(NodeId, LedgerHead)>) {
     let mut idle = tokio::time::interval(IDLE);
     loop {
         let next = tokio::select! {
@@ -40,7 +40,7 @@ pub async fn follow(core: Arc<Core>, mut heads: mpsc::Receiver<(NodeId, LedgerHe
 }
 
 /// Tells the hook and a few members of every new head, until the agent stops.
-pub async fn spread(core: Arc<Core>) {
+pub(crate) async fn spread(core: Arc<Core>) {
     let mut ledger = core.replica.subscribe();
     loop {
         let head = ledger.borrow_and_update().head();
@@ -88,7 +88,8 @@ impl Core {
     async fn pull_towards(&self, from: NodeId, head: LedgerHead) {
         loop {
             let ours = self.replica.head();
-            let other = ours.cluster.is_some() && head.cluster.is_some() && ours.cluster != head.cluster;
+            let other =
+                ours.cluster.is_some() && head.cluster.is_some() && ours.cluster != head.cluster;
             if head.index <= ours.index || other || self.engine_feeds() {
                 return;
             }
@@ -103,7 +104,7 @@ impl Core {
         }
     }
 
-    async fn pull(&self, from: NodeId, after: LedgerHead) -> Result<LedgerHead, String> {
+    pub(crate) async fn pull(&self, from: NodeId, after: LedgerHead) -> Result<LedgerHead, String> {
         let text = |e: &dyn std::fmt::Display| e.to_string();
         let ask = Frame::new(&LedgerPull { after }).map_err(|e| text(&e))?;
         let answer = self.net.call(from, ask, PULL).await.map_err(|e| text(&e))?;
@@ -119,7 +120,7 @@ impl Core {
     }
 
     /// Serves a pull.
-    pub async fn on_pull(&self, pull: LedgerPull) -> Result<Frame, Failure> {
+    pub(crate) async fn on_pull(&self, pull: LedgerPull) -> Result<Frame, Failure> {
         let internal = |e: weft_proto::frame::FrameError| failure(Failure::INTERNAL, e.to_string());
         match self.replica.serve(pull).await {
             Pulled::Delta(mut delta) => loop {
@@ -147,7 +148,7 @@ impl Core {
     }
 
     /// A head somebody told.
-    pub fn on_head(&self, from: NodeId, head: LedgerHead) {
+    pub(crate) fn on_head(&self, from: NodeId, head: LedgerHead) {
         let ours = self.replica.head();
         if head.cluster.is_none() {
             return;

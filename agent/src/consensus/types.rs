@@ -26,11 +26,11 @@ impl fmt::Display for Seat {
 
 /// What applying an entry gave; `None` for entries that carry no command.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Applied(pub Option<Outcome>);
+pub(crate) struct Applied(pub Option<Outcome>);
 
 /// The command as it goes into the log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Proposal(pub Command);
+pub(crate) struct Proposal(pub Command);
 
 impl fmt::Display for Proposal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -39,10 +39,9 @@ impl fmt::Display for Proposal {
     }
 }
 
-
 openraft::declare_raft_types!(
     /// How weft instantiates openraft.
-    pub TypeConfig:
+    pub(crate) TypeConfig:
         D = Proposal,
         R = Applied,
         NodeId = RaftId,
@@ -51,24 +50,24 @@ openraft::declare_raft_types!(
 );
 
 /// A running consensus engine.
-pub type Engine = openraft::Raft<TypeConfig>;
+pub(crate) type Engine = openraft::Raft<TypeConfig>;
 /// An entry of the log.
-pub type Entry = openraft::Entry<TypeConfig>;
+pub(crate) type Entry = openraft::Entry<TypeConfig>;
 /// Identity of an entry.
-pub type LogId = openraft::LogId<RaftId>;
+pub(crate) type LogId = openraft::LogId<RaftId>;
 /// A vote of this node.
-pub type Vote = openraft::Vote<RaftId>;
+pub(crate) type Vote = openraft::Vote<RaftId>;
 /// Membership as stored.
-pub type StoredMembership = openraft::StoredMembership<RaftId, Seat>;
+pub(crate) type StoredMembership = openraft::StoredMembership<RaftId, Seat>;
 /// What describes a snapshot.
-pub type SnapshotMeta = openraft::SnapshotMeta<RaftId, Seat>;
+pub(crate) type SnapshotMeta = openraft::SnapshotMeta<RaftId, Seat>;
 /// Storage failure in openraft's words.
-pub type StorageError = openraft::StorageError<RaftId>;
+pub(crate) type StorageError = openraft::StorageError<RaftId>;
 /// What the engine tells of itself.
-pub type Metrics = openraft::RaftMetrics<RaftId, Seat>;
+pub(crate) type Metrics = openraft::RaftMetrics<RaftId, Seat>;
 
 /// Position in the ledger of a log entry: the number of entries up to and with it.
-pub fn position(id: Option<&LogId>) -> u64 {
+pub(crate) fn position(id: Option<&LogId>) -> u64 {
     id.map_or(0, |id| id.index + 1)
 }
 
@@ -80,16 +79,16 @@ fn codec() -> impl Options {
 }
 
 /// Encodes a value for the log or for a consensus message.
-pub fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, bincode::Error> {
+pub(crate) fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, bincode::Error> {
     codec().serialize(value)
 }
 
 /// Decodes what [`encode`] made.
-pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, bincode::Error> {
+pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, bincode::Error> {
     codec().deserialize(bytes)
 }
 
 /// Seat of a node that was not a founder: its own id.
-pub fn seat_of_node(node: NodeId) -> RaftId {
+pub(crate) fn seat_of_node(node: NodeId) -> RaftId {
     RaftId(node.0)
 }

@@ -9,7 +9,7 @@ use super::types::seat_of_node;
 
 /// A seat of the present membership, as the leader sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SeatView {
+pub(crate) struct SeatView {
     /// True for a voter, false for a learner.
     pub voter: bool,
     /// Who sits there, if ever somebody was heard in it.
@@ -23,7 +23,7 @@ pub struct SeatView {
 
 /// Everything the decision depends on.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Situation {
+pub(crate) struct Situation {
     /// The leader's own seat; it is never removed by itself.
     pub me: RaftId,
     /// Members of the ledger, and whether they are alive.
@@ -36,7 +36,7 @@ pub struct Situation {
 
 /// One change of the membership.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Change {
+pub(crate) enum Change {
     /// Starts to send the log to a node.
     AddLearner(NodeId),
     /// Stops it, before it became a voter.
@@ -47,7 +47,7 @@ pub enum Change {
 
 /// When a seat counts as lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Patience {
+pub(crate) struct Patience {
     /// A voter that was there.
     pub dead: Duration,
     /// A founding seat nobody ever came to.
@@ -55,7 +55,7 @@ pub struct Patience {
 }
 
 /// Voters for so many joined nodes.
-pub fn desired(joined: usize) -> usize {
+pub(crate) fn desired(joined: usize) -> usize {
     match joined {
         0..=2 => 1,
         3..=4 => 3,
@@ -69,7 +69,7 @@ fn lost(seat: &SeatView, patience: Patience) -> bool {
 }
 
 /// The next change, if one is due.
-pub fn next_change(s: &Situation, patience: Patience) -> Option<Change> {
+pub(crate) fn next_change(s: &Situation, patience: Patience) -> Option<Change> {
     if s.changing {
         return None;
     }
@@ -154,8 +154,7 @@ mod tests {
     }
 
     fn seat(n: u8) -> (RaftId, SeatView) {
-        let view =
-            SeatView { voter: true, node: Some(node(n)), dead_for: None, caught_up: true };
+        let view = SeatView { voter: true, node: Some(node(n)), dead_for: None, caught_up: true };
         (seat_of_node(node(n)), view)
     }
 

@@ -14,13 +14,13 @@ use crate::consensus::types::{Entry, LogId, StorageError, TypeConfig, Vote};
 
 /// [`RaftLogStorage`] on the common file.
 #[derive(Clone)]
-pub struct LogStore {
+pub(crate) struct LogStore {
     db: Db,
 }
 
 impl LogStore {
     /// The log in this file.
-    pub fn new(db: Db) -> Self {
+    pub(crate) fn new(db: Db) -> Self {
         Self { db }
     }
 }

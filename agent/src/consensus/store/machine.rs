@@ -9,9 +9,7 @@ use std::io::Cursor;
 use std::sync::Arc;
 
 use openraft::storage::{RaftStateMachine, Snapshot};
-use openraft::{
-    AnyError, EntryPayload, OptionalSend, RaftSnapshotBuilder, StorageIOError,
-};
+use openraft::{AnyError, EntryPayload, OptionalSend, RaftSnapshotBuilder, StorageIOError};
 use redb::Durability;
 use weft_ipam::ledger::Ledger;
 use weft_proto::id::RaftId;
@@ -25,7 +23,7 @@ use crate::consensus::types::{
 };
 
 /// [`RaftStateMachine`] over the ledger.
-pub struct Machine {
+pub(crate) struct Machine {
     db: Db,
     replica: Arc<Replica>,
     ledger: Ledger,
@@ -35,7 +33,7 @@ pub struct Machine {
 
 impl Machine {
     /// Loads the last snapshot.
-    pub async fn load(db: Db, replica: Arc<Replica>) -> Result<Self, StoreError> {
+    pub(crate) async fn load(db: Db, replica: Arc<Replica>) -> Result<Self, StoreError> {
         let saved = db.run(Db::load_snapshot).await?;
         let (meta, ledger) = match saved {
             None => (SnapshotMeta::default(), Ledger::new()),
@@ -83,7 +81,7 @@ fn snapshot_error(e: impl std::fmt::Display) -> StorageError {
 }
 
 /// Makes a snapshot of the ledger as it was when the builder was made.
-pub struct Builder {
+pub(crate) struct Builder {
     db: Db,
     ledger: Ledger,
     applied: Option<LogId>,
@@ -112,9 +110,7 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
 impl RaftStateMachine<TypeConfig> for Machine {
     type SnapshotBuilder = Builder;
 
-    async fn applied_state(
-        &mut self,
-    ) -> Result<(Option<LogId>, StoredMembership), StorageError> {
+    async fn applied_state(&mut self) -> Result<(Option<LogId>, StoredMembership), StorageError> {
         Ok((self.applied, self.membership.clone()))
     }
 
@@ -189,9 +185,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
         Ok(())
     }
 
-    async fn get_current_snapshot(
-        &mut self,
-    ) -> Result<Option<Snapshot<TypeConfig>>, StorageError> {
+    async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot<TypeConfig>>, StorageError> {
         let saved = self
             .db
             .run(Db::load_snapshot)

@@ -11,17 +11,19 @@ mod tests;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
+use redb::{
+    Database, Durability, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction,
+};
 use serde::{Serialize, de::DeserializeOwned};
 use weft_proto::id::{FoundingId, NodeId, RaftId};
 use weft_proto::ledger::Command;
 use weft_proto::wire::v1::LedgerHead;
 
-pub use log::LogStore;
-pub use machine::Machine;
+pub(crate) use log::LogStore;
+pub(crate) use machine::Machine;
 
 use super::error::StoreError;
-use super::types::{decode, encode};
+use super::types::{SnapshotMeta, Vote, decode, encode};
 
 const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
 const LOG: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("log");
@@ -39,18 +41,18 @@ const SNAPSHOT_DATA: &str = "snapshot-data";
 const REPLICA: &str = "replica";
 
 /// Name of the file in the state directory.
-pub const FILE: &str = "consensus.redb";
+pub(crate) const FILE: &str = "consensus.redb";
 
 /// Handle to the file, cheap to clone.
 #[derive(Clone)]
-pub struct Db {
+pub(crate) struct Db {
     db: Arc<Database>,
     path: Arc<PathBuf>,
 }
 
 /// The replica as it was last saved: a snapshot and what follows it.
 #[derive(Debug, Clone, Default)]
-pub struct SavedReplica {
+pub(crate) struct SavedReplica {
     /// Snapshot of the ledger, encoded by `weft-ipam`.
     pub snapshot: Option<Vec<u8>>,
     /// (position, entry), in order; may begin before the snapshot.
@@ -59,16 +61,26 @@ pub struct SavedReplica {
 
 /// Seat and founding of this node, once it has one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Seated {
+pub(crate) struct Seated {
     /// Its seat.
     pub raft_id: RaftId,
     /// The founding it takes part in.
     pub founding: FoundingId,
 }
 
+/// What a store holds after a recovery.
+pub(crate) struct Reset {
+    /// New seat and founding.
+    pub(crate) seated: Seated,
+    /// Vote to start with.
+    pub(crate) vote: Option<Vote>,
+    /// Snapshot to start from.
+    pub(crate) snapshot: Option<(SnapshotMeta, Vec<u8>)>,
+}
+
 impl Db {
     /// Opens the store in `state_dir`, or makes it. Blocking.
-    pub fn open(state_dir: &Path, me: NodeId) -> Result<Self, StoreError> {
+    pub(crate) fn open(state_dir: &Path, me: NodeId) -> Result<Self, StoreError> {
         let path = state_dir.join(FILE);
         if !path.exists() {
             create(state_dir, &path, me)?;
@@ -103,7 +115,7 @@ impl Db {
     }
 
     /// Runs a blocking access on a blocking thread.
-    pub async fn run<T, F>(&self, access: F) -> Result<T, StoreError>
+    pub(crate) async fn run<T, F>(&self, access: F) -> Result<T, StoreError>
     where
         T: Send + 'static,
         F: FnOnce(&Self) -> Result<T, StoreError> + Send + 'static,
@@ -173,7 +185,7 @@ impl Db {
     }
 
     /// Seat and founding of this node, if it took one.
-    pub fn seated(&self) -> Result<Option<Seated>, StoreError> {
+    pub(crate) fn seated(&self) -> Result<Option<Seated>, StoreError> {
         let raft_id: Option<RaftId> = self.get_meta(RAFT_ID)?;
         let founding: Option<FoundingId> = self.get_meta(FOUNDING)?;
         match (raft_id, founding) {
@@ -184,7 +196,7 @@ impl Db {
     }
 
     /// Takes a seat, for good.
-    pub fn take_seat(&self, seated: Seated) -> Result<(), StoreError> {
+    pub(crate) fn take_seat(&self, seated: Seated) -> Result<(), StoreError> {
         let raft_id = self.encode(RAFT_ID, &seated.raft_id)?;
         let founding = self.encode(FOUNDING, &seated.founding)?;
         self.write("take a seat", Durability::Immediate, |txn| {
@@ -195,8 +207,37 @@ impl Db {
         })
     }
 
+    /// Puts another life into the store: new seat, no log.
+    pub(crate) fn reset(&self, reset: &Reset) -> Result<(), StoreError> {
+        let raft_id = self.encode(RAFT_ID, &reset.seated.raft_id)?;
+        let founding = self.encode(FOUNDING, &reset.seated.founding)?;
+        let vote = reset.vote.map(|vote| self.encode(VOTE, &vote)).transpose()?;
+        let snapshot = match &reset.snapshot {
+            None => None,
+            Some((meta, data)) => Some((self.encode(SNAPSHOT_META, meta)?, data)),
+        };
+        self.write("found again", Durability::Immediate, |txn| {
+            txn.open_table(LOG)?.retain(|_, _| false)?;
+            txn.open_table(SEATS)?.retain(|_, _| false)?;
+            let mut meta = txn.open_table(META)?;
+            for key in [VOTE, COMMITTED, PURGED, SNAPSHOT_META, SNAPSHOT_DATA] {
+                meta.remove(key)?;
+            }
+            meta.insert(RAFT_ID, raft_id.as_slice())?;
+            meta.insert(FOUNDING, founding.as_slice())?;
+            if let Some(vote) = &vote {
+                meta.insert(VOTE, vote.as_slice())?;
+            }
+            if let Some((about, data)) = &snapshot {
+                meta.insert(SNAPSHOT_META, about.as_slice())?;
+                meta.insert(SNAPSHOT_DATA, data.as_slice())?;
+            }
+            Ok(())
+        })
+    }
+
     /// Who was first heard in each seat.
-    pub fn bindings(&self) -> Result<Vec<(RaftId, NodeId)>, StoreError> {
+    pub(crate) fn bindings(&self) -> Result<Vec<(RaftId, NodeId)>, StoreError> {
         let step = || -> Result<Vec<(RaftId, NodeId)>, redb::Error> {
             let table = self.db.begin_read()?.open_table(SEATS)?;
             let mut out = Vec::new();
@@ -210,7 +251,7 @@ impl Db {
     }
 
     /// Binds seats to nodes, for good.
-    pub fn bind(&self, pairs: &[(RaftId, NodeId)]) -> Result<(), StoreError> {
+    pub(crate) fn bind(&self, pairs: &[(RaftId, NodeId)]) -> Result<(), StoreError> {
         self.write("bind a seat", Durability::Immediate, |txn| {
             let mut seats = txn.open_table(SEATS)?;
             for (seat, node) in pairs {
@@ -221,7 +262,7 @@ impl Db {
     }
 
     /// Saves entries the replica is about to publish; entries up to `forget` are dropped.
-    pub fn save_tail(
+    pub(crate) fn save_tail(
         &self,
         first: u64,
         entries: &[Option<Command>],
@@ -244,7 +285,7 @@ impl Db {
     }
 
     /// Replaces the replica by a snapshot.
-    pub fn save_replica(&self, snapshot: &[u8]) -> Result<(), StoreError> {
+    pub(crate) fn save_replica(&self, snapshot: &[u8]) -> Result<(), StoreError> {
         self.write("save the ledger", Durability::Immediate, |txn| {
             txn.open_table(TAIL)?.retain(|_, _| false)?;
             txn.open_table(META)?.insert(REPLICA, snapshot)?;
@@ -253,7 +294,7 @@ impl Db {
     }
 
     /// The replica as it was saved.
-    pub fn load_replica(&self) -> Result<SavedReplica, StoreError> {
+    pub(crate) fn load_replica(&self) -> Result<SavedReplica, StoreError> {
         let snapshot = self.get_bytes(REPLICA)?;
         let step = || -> Result<Vec<(u64, Vec<u8>)>, redb::Error> {
             let table = self.db.begin_read()?.open_table(TAIL)?;
@@ -273,7 +314,7 @@ impl Db {
     }
 
     /// An error for a saved ledger that does not fit together.
-    pub fn bad_replica(&self, head: LedgerHead, why: impl std::fmt::Display) -> StoreError {
+    pub(crate) fn bad_replica(&self, head: LedgerHead, why: impl std::fmt::Display) -> StoreError {
         self.damaged(format!("ledger at position {}: {why}", head.index))
     }
 }
@@ -281,7 +322,8 @@ impl Db {
 /// Makes a complete store under another name first: a file under the real name
 /// is always one that was once complete, so an empty one is damage.
 fn create(state_dir: &Path, path: &Path, me: NodeId) -> Result<(), StoreError> {
-    let fail = |what: &'static str, why: String| StoreError::Io { what, path: path.to_owned(), why };
+    let fail =
+        |what: &'static str, why: String| StoreError::Io { what, path: path.to_owned(), why };
     let fresh = state_dir.join(format!("{FILE}.new"));
     match std::fs::remove_file(&fresh) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => {

@@ -1,0 +1,7 @@
+//! Whole nodes over a mesh in memory.
+
+mod clusters;
+mod faults;
+mod world;
+
+pub(crate) use world::TempDir;
