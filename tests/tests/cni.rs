@@ -135,7 +135,7 @@ fn errors_have_codes_and_change_nothing() -> Result {
     ] {
         println!("{what}: exit {:?}, code {:?}: {}", answer.exit, answer.code(), answer.message());
         ensure!(answer.exit != Some(0), "{what} is accepted");
-        ensure!(answer.code().is_some(), "{what} has no code: {:?}", answer);
+        ensure!(answer.code().is_some(), "{what} has no code: {answer:?}");
         ensure!(code.is_none() || answer.code() == code, "{what}: {:?}", answer.code());
     }
     node.wait_clean(before, 0)?;

@@ -56,7 +56,7 @@ fn an_idle_agent_takes_next_to_nothing() -> Result {
             // 100 ticks a second, on every Linux there is.
             used as f64 / WINDOW.as_secs_f64()
         );
-        ensure!(!release || rss <= 20 * 1024, "{} KiB are more than 20 MiB", rss);
+        ensure!(!release || rss <= 20 * 1024, "{rss} KiB are more than 20 MiB");
     }
     Ok(())
 }
