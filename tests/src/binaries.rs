@@ -30,15 +30,14 @@ fn find(name: &str) -> Result<PathBuf> {
         }
         bail!("{VARIABLE} is set, but {} is not there", path.display());
     }
-    // Tests lie in target[/TRIPLE]/PROFILE/deps, programs one up. The release
-    // build is what `make` makes; a test's own profile comes second.
+    // Tests lie in target[/TRIPLE]/PROFILE/deps, programs one up.
     let own = std::env::current_exe()?;
     let profile = own
         .ancestors()
         .find(|path| path.ends_with("debug") || path.ends_with("release"))
         .unwrap_or(&own);
     let release = profile.with_file_name("release");
-    for directory in [release.as_path(), profile] {
+    for directory in [profile, release.as_path()] {
         let path = directory.join(name);
         if path.is_file() {
             return Ok(path);

@@ -121,6 +121,11 @@ impl Cluster {
         Ok(pods)
     }
 
+    /// Attaches a pod on each of these nodes.
+    pub fn add_pods_on(&self, nodes: &[usize]) -> Result<Vec<Pod>> {
+        nodes.iter().map(|number| self.node(*number).add_pod()).collect()
+    }
+
     /// Every pod reaches every other within [`REACH`]; how long that took.
     pub fn assert_reachable(&self, pods: &[Pod]) -> Result<Duration> {
         let start = Instant::now();

@@ -63,6 +63,8 @@ impl Podman {
         fs::write(directory.join("storage.conf"), storage)?;
         let holder = hold_mounts(directory)?;
         let podman = Self { directory: directory.to_path_buf(), netns, holder };
+        let backend = podman.run(&["info", "--format", "{{.Host.NetworkBackend}}"])?;
+        ensure!(backend == "cni", "this podman was built without CNI (its back end: {backend})");
         podman.import()?;
         Ok(podman)
     }

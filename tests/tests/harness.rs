@@ -8,6 +8,7 @@ use weft_agent::lab::netns::{self, Netns};
 use weft_agent::lab::probe;
 use weft_agent::lab::topology::prefix;
 use weft_tests::podman::Podman;
+use weft_tests::reference::Reference;
 use weft_tests::{Cluster, Result};
 
 fn reaches(from: &Netns, to: std::net::IpAddr) -> Result<bool> {
@@ -33,6 +34,20 @@ fn nodes_reach_each_other_until_cut_and_nothing_stays() -> Result {
     ensure!(child.try_wait()?.is_some(), "the process inside was ended");
     ensure!(netns::list(&names).is_empty(), "no namespace is left");
     ensure!(!directory.exists(), "no file is left");
+    Ok(())
+}
+
+#[test]
+fn the_reference_plugin_can_be_measured() -> Result {
+    let cluster = Cluster::builder().nodes(1).stopped().start()?;
+    let node = cluster.node(1);
+    let reference = Reference::new(node.netns(), cluster.directory())?;
+    let sandbox = Netns::named(node.sandbox()?.netns);
+    for _ in 0..2 {
+        let add = reference.call("ADD", &sandbox)?;
+        let del = reference.call("DEL", &sandbox)?;
+        println!("bridge + host-local: ADD {add:?}, DEL {del:?}");
+    }
     Ok(())
 }
 
