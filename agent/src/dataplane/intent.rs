@@ -21,6 +21,9 @@ pub struct Intent {
     pub peers: BTreeMap<NodeId, PeerIntent>,
     /// Attachments of this node.
     pub pods: BTreeMap<AttachmentKey, PodIntent>,
+    /// While true, objects are added and changed but none is removed: for the
+    /// time after a start when peers or leases are not all known yet.
+    pub settling: bool,
 }
 
 /// A peer and its blocks.

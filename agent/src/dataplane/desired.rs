@@ -1,0 +1,256 @@
+//! From the agent's intent to kernel objects: a pure function.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use weft_proto::api::{Condition, Health};
+use weft_proto::names::{
+    BRIDGE, VXLAN, VXLAN_MAC, VXLAN_NEXTHOP4, VXLAN_NEXTHOP6, bridge_mac,
+};
+
+use super::intent::Intent;
+use super::model::{Kind, LinkSpec, Mac, Nexthop, PortFlags, Route, RouteKey, Target, Via};
+
+/// Metric of the blackhole: after every other route.
+pub const BLACKHOLE_METRIC: u32 = 65_535;
+
+/// What a node knows besides the intent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeFacts {
+    /// Node name.
+    pub name: String,
+    /// Underlay device, if one was found.
+    pub device: Option<String>,
+    /// Own underlay addresses with their on-link prefixes, preferred first.
+    pub underlay: Vec<IpNet>,
+    /// Overlay MTU.
+    pub mtu: u32,
+    /// VXLAN port.
+    pub vxlan_port: u16,
+    /// Plain routes to on-link peers.
+    pub direct_routing: bool,
+    /// Hairpin on pod ports.
+    pub hairpin: bool,
+    /// `net.ipv4.conf.all.rp_filter`: what counts is the larger of it and the device's.
+    pub rp_filter_all: u8,
+    /// The underlay device takes router advertisements (accept_ra is 1).
+    pub accepts_ra: bool,
+}
+
+/// A pod's wiring on the host side.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PodWiring {
+    /// MAC of the pod's interface.
+    pub mac: Mac,
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// What should be there.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Desired {
+    /// Bridge and VXLAN device; empty until there is a range to serve.
+    pub links: BTreeMap<String, LinkSpec>,
+    /// Addresses of the bridge.
+    pub addrs: BTreeSet<IpNet>,
+    /// Ranges of the pod network.
+    pub ranges: Vec<IpNet>,
+    /// The fixed next hops on the VXLAN device.
+    pub neighs: BTreeMap<IpAddr, Mac>,
+    /// One per peer and family.
+    pub nexthops: BTreeMap<u32, Nexthop>,
+    /// One per remote block, and the blackholes.
+    pub routes: BTreeMap<RouteKey, Route>,
+    /// Path below `/proc/sys/` and value.
+    pub sysctls: BTreeMap<String, String>,
+    /// What is wrong with the intent itself.
+    pub conditions: Vec<Condition>,
+}
+
+/// The pods' share of what should be there: changes often, apart from the rest.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct DesiredPods {
+    /// By host interface name.
+    pub pods: BTreeMap<String, PodWiring>,
+    /// Behaviour of every pod port.
+    pub port: Option<PortFlags>,
+}
+
+/// Everything but the pods.
+pub fn desired(intent: &Intent, facts: &NodeFacts) -> Desired {
+    if intent.ranges.is_empty() {
+        return Desired::default();
+    }
+    let vxlan = Kind::Vxlan { port: facts.vxlan_port, external: true };
+    let mut out = Desired {
+        links: BTreeMap::from([
+            (BRIDGE.to_owned(), spec(Kind::Bridge, bridge_mac(&facts.name), facts.mtu)),
+            (VXLAN.to_owned(), spec(vxlan, VXLAN_MAC, facts.mtu)),
+        ]),
+        addrs: own_addresses(intent),
+        ranges: intent.ranges.clone(),
+        neighs: BTreeMap::from([(VXLAN_NEXTHOP4.into(), VXLAN_MAC)]),
+        sysctls: sysctls(intent, facts),
+        ..Desired::default()
+    };
+    if has_v6(intent) {
+        out.neighs.insert(VXLAN_NEXTHOP6.into(), VXLAN_MAC);
+    }
+    for range in &intent.ranges {
+        let blackhole = Route { to: Target::Blackhole, src: None };
+        out.routes.insert((range.trunc(), BLACKHOLE_METRIC), blackhole);
+    }
+    peers(intent, facts, &mut out);
+    out
+}
+
+/// The pods.
+pub fn desired_pods(intent: &Intent, hairpin: bool) -> DesiredPods {
+    let pods = intent
+        .pods
+        .values()
+        .map(|pod| {
+            let wiring = PodWiring { mac: pod.mac, addresses: pod.addresses.clone() };
+            (pod.host_ifname.clone(), wiring)
+        })
+        .collect();
+    DesiredPods { pods, port: Some(port_flags(hairpin)) }
+}
+
+/// The host route of one address.
+pub fn host_net(address: IpAddr) -> IpNet {
+    IpNet::from(address)
+}
+
+/// Metric of our ordinary routes: what the kernel itself takes for "none".
+pub fn metric(net: &IpNet) -> u32 {
+    if net.addr().is_ipv6() { 1024 } else { 0 }
+}
+
+fn spec(kind: Kind, mac: Mac, mtu: u32) -> LinkSpec {
+    LinkSpec { kind, mac, mtu }
+}
+
+fn port_flags(hairpin: bool) -> PortFlags {
+    PortFlags {
+        isolated: true,
+        learning: false,
+        flood: false,
+        mcast_flood: false,
+        bcast_flood: false,
+        hairpin,
+    }
+}
+
+fn has_v6(intent: &Intent) -> bool {
+    intent.ranges.iter().any(|range| range.addr().is_ipv6())
+}
+
+/// Own addresses carry the length of the range they are from, so that looking
+/// at the bridge tells the range.
+fn own_addresses(intent: &Intent) -> BTreeSet<IpNet> {
+    let with_range = |own: &IpAddr| {
+        let range = intent.ranges.iter().find(|range| range.contains(own))?;
+        IpNet::new(*own, range.prefix_len()).ok()
+    };
+    intent.own.iter().filter_map(with_range).collect()
+}
+
+fn peers(intent: &Intent, facts: &NodeFacts, out: &mut Desired) {
+    for (node, peer) in &intent.peers {
+        if facts.underlay.iter().any(|own| own.addr() == peer.underlay) {
+            out.conditions.push(condition(
+                "PeerIsSelf",
+                format!("peer {node} says its address is {}, which is this node's", peer.underlay),
+                "give every node its own underlay address (Node InternalIP)",
+            ));
+            continue;
+        }
+        for block in &peer.blocks {
+            if !intent.ranges.iter().any(|range| range.contains(block)) {
+                out.conditions.push(condition(
+                    "BlockOutsideRange",
+                    format!("block {block} of peer {node} is outside the pod network"),
+                    "set the same IPALLOC_RANGE on every node",
+                ));
+                continue;
+            }
+            let ipv6 = block.addr().is_ipv6();
+            let nexthop = Nexthop { ipv6, via: via(peer.underlay, ipv6, facts) };
+            let id = nexthop_id(&node.0, &nexthop, &out.nexthops);
+            out.nexthops.insert(id, nexthop);
+            let src = out.addrs.iter().map(IpNet::addr).find(|own| own.is_ipv6() == ipv6);
+            let route = Route { to: Target::Nexthop(id), src };
+            out.routes.insert((block.trunc(), metric(block)), route);
+        }
+    }
+}
+
+fn via(underlay: IpAddr, ipv6: bool, facts: &NodeFacts) -> Via {
+    let on_link = facts.underlay.iter().any(|own| own.contains(&underlay));
+    match &facts.device {
+        Some(dev) if facts.direct_routing && on_link && underlay.is_ipv6() == ipv6 => {
+            Via::Direct { dev: dev.clone(), gateway: underlay }
+        }
+        _ => Via::Tunnel { dst: underlay },
+    }
+}
+
+/// An id that stays with the peer: a hash of who and which family, in a range
+/// of ours; the next free one in the rare case that two peers share it.
+fn nexthop_id(node: &[u8; 16], nexthop: &Nexthop, taken: &BTreeMap<u32, Nexthop>) -> u32 {
+    const BASE: u32 = 0x4000_0000;
+    let mut hash = 0x811c_9dc5_u32;
+    for byte in node.iter().chain(&[u8::from(nexthop.ipv6)]) {
+        hash = (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193);
+    }
+    let mut id = BASE | (hash & 0x3fff_ffff);
+    // Peers come in the order of their names, so everyone walks the same way.
+    while taken.get(&id).is_some_and(|other| other != nexthop) {
+        id = BASE | (id.wrapping_add(1) & 0x3fff_ffff);
+    }
+    id
+}
+
+fn sysctls(intent: &Intent, facts: &NodeFacts) -> BTreeMap<String, String> {
+    let mut out = BTreeMap::new();
+    let mut set = |path: String, value: &str| {
+        out.insert(path, value.to_owned());
+    };
+    set("net/ipv4/ip_forward".to_owned(), "1");
+    // The larger of "all" and the device's own counts: strict for all can only
+    // be softened by loose here.
+    let rp_filter = if facts.rp_filter_all == 1 { "2" } else { "0" };
+    for dev in [BRIDGE, VXLAN] {
+        set(format!("net/ipv4/conf/{dev}/rp_filter"), rp_filter);
+        set(format!("net/ipv6/conf/{dev}/accept_ra"), "0");
+    }
+    // Same-node traffic is routed back out of the bridge: that is meant so.
+    set(format!("net/ipv4/conf/{BRIDGE}/send_redirects"), "0");
+    if intent.pods.values().any(|pod| !pod.port_mappings.is_empty()) {
+        // Host ports on 127.0.0.1; the rule set keeps pods out of it.
+        set(format!("net/ipv4/conf/{BRIDGE}/route_localnet"), "1");
+    }
+    if has_v6(intent) {
+        set("net/ipv6/conf/all/forwarding".to_owned(), "1");
+        for dev in [BRIDGE, VXLAN] {
+            set(format!("net/ipv6/conf/{dev}/disable_ipv6"), "0");
+        }
+        if let Some(dev) = facts.device.as_ref().filter(|_| facts.accepts_ra) {
+            // A forwarding host ignores router advertisements at 1.
+            set(format!("net/ipv6/conf/{dev}/accept_ra"), "2");
+        }
+    }
+    out
+}
+
+/// A degraded condition.
+pub(crate) fn condition(reason: &str, message: String, hint: &str) -> Condition {
+    Condition {
+        health: Health::Degraded,
+        reason: reason.to_owned(),
+        message,
+        hint: hint.to_owned(),
+    }
+}

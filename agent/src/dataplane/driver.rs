@@ -1,0 +1,456 @@
+//! The thread that owns the kernel side.
+//!
+//! It sleeps until an intent, a kernel event or the next full look is due.
+//! An intent is applied at once against the last picture of the kernel; events
+//! are gathered for a moment, then the kernel is looked at as a whole.
+
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use weft_proto::api::{Condition, Health};
+use weft_proto::names::{MIN_MTU, VXLAN};
+
+use super::apply::{Indexes, OpError, apply};
+use super::cleanup::failed;
+use super::desired::{Desired, DesiredPods, condition, desired, desired_pods};
+use super::events::{Events, Source};
+use super::facts::{Mtu, is_ours, node_facts, underlay};
+use super::handle::{Applied, Command, Shared, WiredPod, lock};
+use super::intent::Intent;
+use super::model::{Observed, Op};
+use super::netlink::socket::Requests;
+use super::nft::ruleset::{Elements, Ruleset, elements, ruleset};
+use super::nft::transaction::{self, ObservedRules};
+use super::plan::{Plan, plan, plan_pods};
+use super::{DataplaneConfig, DataplaneError, observe, reaper, sysctl};
+
+/// Events are gathered this long.
+const GATHER: Duration = Duration::from_millis(20);
+/// Somebody who undoes our repairs is not fought at full speed.
+const GATHER_MAX: Duration = Duration::from_millis(640);
+/// Released veths are gathered this long.
+const REAP: Duration = Duration::from_millis(80);
+/// A full look catches what no event told.
+const LOOK: Duration = Duration::from_secs(30);
+/// A change that the kernel refused is tried again after this.
+const RETRY: Duration = Duration::from_secs(2);
+
+pub(crate) struct Driver {
+    config: DataplaneConfig,
+    shared: Arc<Shared>,
+    woken: UnixStream,
+    route: Requests,
+    nft: Requests,
+    route_events: Events,
+    nft_events: Events,
+    intent: Option<Arc<Intent>>,
+    generation: u64,
+    observed: Observed,
+    rules: ObservedRules,
+    desired: Desired,
+    pods: DesiredPods,
+    ruleset: Ruleset,
+    elements: Elements,
+    mtu: Mtu,
+    /// Conditions by where they come from.
+    conditions: BTreeMap<&'static str, Vec<Condition>>,
+    errors: Vec<String>,
+    repairs: u64,
+    last_repair: Option<String>,
+    look_at: Instant,
+    reap_at: Option<Instant>,
+    reaping: Arc<AtomicBool>,
+    /// Looks in a row that had to repair something.
+    fights: u32,
+    stop: bool,
+}
+
+impl Driver {
+    pub(crate) fn new(
+        config: DataplaneConfig,
+        shared: Arc<Shared>,
+        woken: UnixStream,
+    ) -> Result<Self, DataplaneError> {
+        let open = |what: &'static str| move |e: std::io::Error| failed(what, &e.into());
+        // Subscribe first, then look: nothing falls between.
+        let mut driver = Self {
+            route_events: Events::open(Source::Route).map_err(open("listen to links and routes"))?,
+            nft_events: Events::open(Source::Nftables).map_err(open("listen to nftables"))?,
+            route: Requests::open(NETLINK_ROUTE).map_err(open("open a route socket"))?,
+            nft: Requests::open(NETLINK_NETFILTER).map_err(open("open a netfilter socket"))?,
+            config,
+            shared,
+            woken,
+            intent: None,
+            generation: 0,
+            observed: Observed::default(),
+            rules: ObservedRules::default(),
+            desired: Desired::default(),
+            pods: DesiredPods::default(),
+            ruleset: Ruleset::default(),
+            elements: Elements::new(),
+            mtu: Mtu { value: 0, source: String::new() },
+            conditions: BTreeMap::new(),
+            errors: Vec::new(),
+            repairs: 0,
+            last_repair: None,
+            look_at: Instant::now() + LOOK,
+            reap_at: None,
+            reaping: Arc::default(),
+            fights: 0,
+            stop: false,
+        };
+        driver.observe()?;
+        driver.want();
+        driver.report(false);
+        Ok(driver)
+    }
+
+    pub(crate) fn run(mut self) {
+        while !self.stop {
+            if let Err(error) = self.turn() {
+                tracing::error!(%error, "data plane");
+                self.errors = vec![error.to_string()];
+                self.report(false);
+                self.look_at = Instant::now() + RETRY;
+            }
+        }
+    }
+
+    fn turn(&mut self) -> Result<(), DataplaneError> {
+        let [woken, route, nft] = self.wait()?;
+        if woken {
+            self.inbox();
+        }
+        let mut changed = false;
+        if route || nft {
+            let own = [self.route.port(), self.nft.port()];
+            let devices = self.devices();
+            if route {
+                changed |= self.route_events.drain(own, &devices);
+            }
+            if nft {
+                changed |= self.nft_events.drain(own, &devices);
+            }
+        }
+        let now = Instant::now();
+        if changed {
+            let gather = (GATHER * 2_u32.saturating_pow(self.fights.min(5))).min(GATHER_MAX);
+            self.look_at = self.look_at.min(now + gather);
+        }
+        if now >= self.look_at {
+            self.look_at = now + LOOK;
+            self.look()?;
+        }
+        if self.reap_at.is_some_and(|at| now >= at) {
+            self.reap();
+        }
+        Ok(())
+    }
+
+    fn wait(&self) -> Result<[bool; 3], DataplaneError> {
+        let due = self.reap_at.map_or(self.look_at, |at| at.min(self.look_at));
+        let left = due.saturating_duration_since(Instant::now());
+        // Rounded up: waking a little early would mean waking twice.
+        let millis = u16::try_from(left.as_millis() + 1).unwrap_or(u16::MAX);
+        let [route, nft] = borrow([self.route_events.fd(), self.nft_events.fd()]);
+        let mut fds = [self.woken.as_fd(), route, nft].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+        let timeout = if left.is_zero() { PollTimeout::ZERO } else { PollTimeout::from(millis) };
+        match poll(&mut fds, timeout) {
+            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+            Err(e) => return Err(failed("wait for events", &std::io::Error::from(e).into())),
+        }
+        Ok(fds.map(|fd| fd.any().unwrap_or(false)))
+    }
+
+    fn inbox(&mut self) {
+        let mut sink = [0; 64];
+        while matches!((&self.woken).read(&mut sink), Ok(n) if n == sink.len()) {}
+        let (intent, generation, commands) = {
+            let mut inbox = lock(&self.shared.inbox);
+            (inbox.intent.take(), inbox.generation, std::mem::take(&mut inbox.commands))
+        };
+        if let Some(intent) = intent {
+            let result = self.take_intent(intent).err();
+            if let Some(error) = &result {
+                tracing::error!(%error, "rules not applied");
+                self.look_at = self.look_at.min(Instant::now() + RETRY);
+            }
+            self.generation = generation;
+            self.shared.applied.send_replace(Applied { generation, result });
+            self.report(false);
+        }
+        for command in commands {
+            match command {
+                Command::Wired(tell) => {
+                    let _ = tell.send(self.wired());
+                }
+                Command::Stop => self.stop = true,
+            }
+        }
+    }
+
+    /// The quick way: no look at the kernel.
+    fn take_intent(&mut self, intent: Arc<Intent>) -> Result<(), DataplaneError> {
+        let ports = |intent: &Intent| intent.pods.values().any(|p| !p.port_mappings.is_empty());
+        let only_pods = self.intent.as_ref().is_some_and(|old| {
+            old.ranges == intent.ranges
+                && old.own == intent.own
+                && old.settling == intent.settling
+                && ports(old) == ports(&intent)
+                && old.peers == intent.peers
+        });
+        let settling = intent.settling;
+        self.intent = Some(intent);
+        let plan = if only_pods {
+            self.want_pods();
+            plan_pods(&self.desired, &self.pods, &self.observed, settling)
+        } else {
+            self.want();
+            let plan = plan(&self.desired, &self.pods, &self.observed, settling);
+            self.conditions.insert("plan", plan.conditions.clone());
+            plan
+        };
+        // Rules first: no pod is reachable before its isolation.
+        let result = self.apply_rules().map(|_| ());
+        self.execute(&plan);
+        self.schedule_reap();
+        result
+    }
+
+    /// The thorough way: what is there, what should be, the difference.
+    fn look(&mut self) -> Result<(), DataplaneError> {
+        self.observe()?;
+        self.want();
+        let settling = self.intent.as_ref().is_none_or(|intent| intent.settling);
+        let plan = plan(&self.desired, &self.pods, &self.observed, settling);
+        self.conditions.insert("plan", plan.conditions.clone());
+        let repaired = self.apply_rules();
+        self.execute(&plan);
+        self.schedule_reap();
+        if let Ok(Some(what)) = &repaired {
+            self.note_repair(1, (*what).to_owned());
+        }
+        if let Some(last) = plan.ops.last() {
+            self.note_repair(plan.ops.len(), last.to_string());
+        }
+        let quiet = plan.ops.is_empty() && matches!(repaired, Ok(None));
+        self.fights = if quiet { 0 } else { self.fights + 1 };
+        self.report(quiet);
+        repaired.map(|_| ())
+    }
+
+    fn note_repair(&mut self, count: usize, what: String) {
+        tracing::info!(count, %what, "repaired");
+        self.repairs += count as u64;
+        self.last_repair = Some(what);
+    }
+
+    fn observe(&mut self) -> Result<(), DataplaneError> {
+        let mut observed =
+            observe::observe(&mut self.route).map_err(|e| failed("read the kernel's state", &e))?;
+        let mut paths = vec!["net/ipv4/conf/all/rp_filter".to_owned()];
+        if let Some((dev, _)) = underlay(&observed.host, self.config.underlay).first() {
+            paths.push(format!("net/ipv6/conf/{dev}/accept_ra"));
+        }
+        observed.sysctls = sysctl::read(paths);
+        self.observed = observed;
+        self.rules = transaction::observe(&mut self.nft)
+            .map_err(|e| rules_failed("read the rule set", &e.to_string()))?;
+        Ok(())
+    }
+
+    /// Computes everything that should be there.
+    fn want(&mut self) {
+        let intent = self.intent.clone().unwrap_or_default();
+        let ipv6 = intent.peers.values().any(|peer| peer.underlay.is_ipv6());
+        let (facts, mtu) = node_facts(&self.config, &self.observed, ipv6);
+        let mut conditions = Vec::new();
+        if mtu.value < MIN_MTU {
+            conditions.push(condition(
+                "MtuTooSmall",
+                format!("overlay MTU {} ({}) is below {MIN_MTU}", mtu.value, mtu.source),
+                "raise the MTU of the underlay device",
+            ));
+        }
+        if facts.underlay.is_empty() {
+            conditions.push(condition(
+                "NoUnderlay",
+                "no underlay address found on this node".to_owned(),
+                "give the node an address and a default route",
+            ));
+        }
+        self.mtu = mtu;
+        self.desired = desired(&intent, &facts);
+        conditions.append(&mut self.desired.conditions);
+        self.conditions.insert("intent", conditions);
+        let missing: Vec<String> = self
+            .desired
+            .sysctls
+            .keys()
+            .filter(|path| !self.observed.sysctls.contains_key(*path))
+            .cloned()
+            .collect();
+        self.observed.sysctls.extend(sysctl::read(missing));
+        if !intent.ranges.is_empty() {
+            self.ruleset = ruleset(&intent.ranges, self.config.masquerade);
+        }
+        self.want_pods();
+    }
+
+    fn want_pods(&mut self) {
+        let intent = self.intent.clone().unwrap_or_default();
+        self.pods = desired_pods(&intent, self.config.hairpin);
+        let (elements, conflicts) = elements(&intent);
+        self.elements = elements;
+        self.conditions.insert("ports", conflicts);
+    }
+
+    /// Brings the rule set up to date; tells what was repaired, if anything.
+    fn apply_rules(&mut self) -> Result<Option<&'static str>, DataplaneError> {
+        let Some(intent) = self.intent.as_ref().filter(|intent| !intent.ranges.is_empty()) else {
+            return Ok(None);
+        };
+        let mut wanted = self.elements.clone();
+        if intent.settling {
+            for (key, value) in &self.rules.elements {
+                wanted.entry(key.clone()).or_insert_with(|| value.clone());
+            }
+        }
+        if self.rules.tables == self.ruleset.tables {
+            if self.rules.elements == wanted {
+                return Ok(None);
+            }
+            if transaction::edit(&mut self.nft, &self.rules.elements, &wanted).is_ok() {
+                self.rules.elements = wanted;
+                return Ok(Some("elements of the rule set"));
+            }
+            // The picture was old; the next line does not depend on it.
+        }
+        transaction::replace(&mut self.nft, &self.ruleset, &wanted)
+            .map_err(|e| rules_failed("replace tables weft", &e.to_string()))?;
+        self.rules = ObservedRules { tables: self.ruleset.tables.clone(), elements: wanted };
+        Ok(Some("rule set"))
+    }
+
+    fn execute(&mut self, plan: &Plan) {
+        if plan.ops.is_empty() {
+            return;
+        }
+        let mut indexes: Indexes =
+            self.observed.links.iter().map(|(name, link)| (name.clone(), link.index)).collect();
+        let observed = &mut self.observed;
+        let failures = apply(&mut self.route, &mut indexes, &plan.ops, |op| observed.apply(op));
+        for (name, link) in &mut observed.links {
+            link.index = indexes.get(name).copied().unwrap_or(link.index);
+        }
+        self.errors = failures.iter().take(20).map(ToString::to_string).collect();
+        if let Some(first) = failures.first() {
+            tracing::warn!(count = failures.len(), error = %first, "the kernel refused changes");
+            self.look_at = self.look_at.min(Instant::now() + RETRY);
+        }
+        self.conditions.insert("apply", failures.iter().take(1).map(refused).collect());
+    }
+
+    fn devices(&self) -> Vec<u32> {
+        let own = underlay(&self.observed.host, self.config.underlay);
+        self.observed
+            .links
+            .iter()
+            .filter(|(name, _)| is_ours(name) || own.iter().any(|(dev, _)| dev == *name))
+            .map(|(_, link)| link.index)
+            .collect()
+    }
+
+    fn doomed(&self) -> Vec<u32> {
+        let Some(intent) = self.intent.as_ref().filter(|intent| !intent.settling) else {
+            return Vec::new();
+        };
+        let released = |link: &&super::model::Link| {
+            link.alias.as_ref().is_some_and(|alias| !intent.pods.contains_key(&alias.key))
+        };
+        self.observed.links.values().filter(released).map(|link| link.index).collect()
+    }
+
+    fn schedule_reap(&mut self) {
+        if self.reap_at.is_none() && !self.doomed().is_empty() {
+            self.reap_at = Some(Instant::now() + REAP);
+        }
+    }
+
+    /// On a thread of its own: a removal holds its caller for many milliseconds.
+    fn reap(&mut self) {
+        self.reap_at = None;
+        if self.reaping.swap(true, Ordering::AcqRel) {
+            self.reap_at = Some(Instant::now() + REAP);
+            return;
+        }
+        let (indexes, busy) = (self.doomed(), self.reaping.clone());
+        self.observed.links.retain(|_, link| !indexes.contains(&link.index));
+        let spawned = std::thread::Builder::new().name("reaper".to_owned()).spawn(move || {
+            if let Err(error) = reaper::reap(&indexes) {
+                tracing::warn!(%error, count = indexes.len(), "released interfaces not deleted");
+            }
+            busy.store(false, Ordering::Release);
+        });
+        if let Err(error) = spawned {
+            self.reaping.store(false, Ordering::Release);
+            tracing::warn!(%error, "released interfaces not deleted yet");
+        }
+    }
+
+    fn wired(&mut self) -> Result<Vec<WiredPod>, DataplaneError> {
+        let links = observe::links(&mut self.route).map_err(|e| failed("read links", &e))?;
+        let pod = |(host_ifname, link): (String, super::model::Link)| {
+            Some(WiredPod { host_ifname, ifindex: link.index, alias: link.alias? })
+        };
+        Ok(links.into_iter().filter_map(pod).collect())
+    }
+
+    fn report(&mut self, quiet: bool) {
+        let mut report = lock(&self.shared.report);
+        let status = &mut report.status;
+        status.in_sync = self.errors.is_empty() && (quiet || self.generation > 0);
+        status.mtu = self.mtu.value;
+        status.mtu_source.clone_from(&self.mtu.source);
+        status.routes = self.desired.routes.len().saturating_sub(self.desired.ranges.len());
+        let wired = |name: &&String| self.observed.links.contains_key(*name);
+        status.pods = self.pods.pods.keys().filter(wired).count();
+        status.repairs = self.repairs;
+        status.last_repair.clone_from(&self.last_repair);
+        status.errors.clone_from(&self.errors);
+        report.conditions = self.conditions.values().flatten().cloned().collect();
+        report.underlay =
+            underlay(&self.observed.host, self.config.underlay).iter().map(|(_, n)| *n).collect();
+    }
+}
+
+#[allow(unsafe_code, reason = "netlink-sys has no AsFd")]
+fn borrow<'a>(fds: [i32; 2]) -> [BorrowedFd<'a>; 2] {
+    // SAFETY: both belong to sockets of the driver, which outlives the poll.
+    fds.map(|fd| unsafe { BorrowedFd::borrow_raw(fd) })
+}
+
+fn rules_failed(what: &str, why: &str) -> DataplaneError {
+    DataplaneError::Nftables { what: what.to_owned(), why: why.to_owned() }
+}
+
+fn refused(error: &OpError) -> Condition {
+    let in_use = [nix::libc::EADDRINUSE, nix::libc::EEXIST].contains(&error.why.errno);
+    let hint = match &error.op {
+        Op::AddLink(name, _) | Op::SetLink(name, _) if name == VXLAN && in_use => {
+            "another VXLAN device or program uses the port: find it with `ip -d link show type \
+             vxlan` and `ss -ulnp`, or set VXLAN_PORT on every node"
+        }
+        Op::AddLink(..) => "load the modules bridge and vxlan (`modprobe vxlan`)",
+        _ => "see the message; weft tries again by itself",
+    };
+    Condition { health: Health::Broken, ..condition("KernelRefused", error.to_string(), hint) }
+}

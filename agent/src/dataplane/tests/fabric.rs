@@ -1,0 +1,1 @@
+//! Three nodes on one underlay, pods that talk.
