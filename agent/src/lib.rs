@@ -1,6 +1,7 @@
 //! The weft agent: effects around the pure cores of `weft-ipam` and `weft-proto`.
 
 pub mod api;
+pub mod app;
 pub mod cli;
 pub mod config;
 pub mod consensus;
