@@ -13,14 +13,14 @@ use std::path::{Path, PathBuf};
 use crate::config::Config;
 
 /// Name of the configuration file; sorts before most others.
-pub const CONFLIST: &str = "10-weft.conflist";
+pub(super) const CONFLIST: &str = "10-weft.conflist";
 /// Name of the plugin binary.
-pub const PLUGIN: &str = "weft";
+pub(super) const PLUGIN: &str = "weft";
 
 /// Something could not be installed.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot install {}: {source}; check that the directory is mounted and writable", .path.display())]
-pub struct InstallError {
+pub(super) struct InstallError {
     path: PathBuf,
     source: io::Error,
 }
@@ -53,7 +53,7 @@ fn replace(path: &Path, content: &[u8], mode: u32) -> Result<bool, InstallError>
 }
 
 /// Installs the plugin binary that lies beside the agent.
-pub fn install_plugin(config: &Config) -> Result<(), InstallError> {
+pub(super) fn install_plugin(config: &Config) -> Result<(), InstallError> {
     let Some(dir) = &config.cni_bin_dir else { return Ok(()) };
     let to = dir.join(PLUGIN);
     let fail = |source| InstallError { path: to.clone(), source };
@@ -68,7 +68,7 @@ pub fn install_plugin(config: &Config) -> Result<(), InstallError> {
 }
 
 /// Writes the configuration list.
-pub fn install_conflist(config: &Config, text: &str) -> Result<(), InstallError> {
+pub(super) fn install_conflist(config: &Config, text: &str) -> Result<(), InstallError> {
     let Some(dir) = &config.cni_conf_dir else { return Ok(()) };
     let to = dir.join(CONFLIST);
     if replace(&to, text.as_bytes(), 0o644)? {
@@ -78,7 +78,7 @@ pub fn install_conflist(config: &Config, text: &str) -> Result<(), InstallError>
 }
 
 /// Removes both (`agent cleanup`); what was there.
-pub fn uninstall(config: &Config) -> Vec<String> {
+pub(super) fn uninstall(config: &Config) -> Vec<String> {
     let files = [
         config.cni_conf_dir.as_ref().map(|d| d.join(CONFLIST)),
         config.cni_bin_dir.as_ref().map(|d| d.join(PLUGIN)),

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use weft_proto::api::{Condition, Health};
-use weft_proto::cni::conflist::{ConflistOptions, conflist};
+use weft_proto::cni::{ConflistOptions, conflist};
 
 use super::peers::PeerBook;
 use super::start::underlay_is_v6;
@@ -145,5 +145,20 @@ pub(super) fn serve_http(
     token: api::Token,
 ) {
     let backend: Arc<dyn Backend> = Arc::clone(app) as Arc<dyn Backend>;
-    let _ = (&backend, status, metrics, token, http, tasks);
+    let limits = api::Limits::default();
+    let stats = Arc::new(api::ApiStats::default());
+    let options = api::ApiOptions {
+        token,
+        callers: app.config.api_callers,
+        limits,
+        stats: Arc::clone(&stats),
+    };
+    tasks.spawn(api::serve(http, Arc::clone(&backend), options, std::future::pending()));
+    if let Some(listener) = status {
+        let (backend, stats) = (Arc::clone(&backend), Arc::clone(&stats));
+        tasks.spawn(api::serve_status(listener, backend, limits, stats, std::future::pending()));
+    }
+    if let Some(listener) = metrics {
+        tasks.spawn(api::serve_metrics(listener, backend, limits, stats, std::future::pending()));
+    }
 }

@@ -34,7 +34,7 @@ use crate::dataplane::DataplaneHandle;
 use crate::dataplane::intent::PeerIntent;
 use crate::ipam_service::{IpamService, Registry};
 use crate::mesh::MeshHandle;
-use crate::mesh::net::{BoxFuture, PeerNet};
+use crate::mesh::net::BoxFuture;
 
 pub use start::{cleanup, run};
 

@@ -15,14 +15,14 @@ use weft_proto::names;
 use super::{App, LedgerRegistry, Routes, cni, founding, loops, own_address, sweep};
 use crate::api;
 use crate::config::Config;
-use crate::consensus::{self, Consensus, ConsensusConfig};
+use crate::consensus::{self, Consensus, ConsensusConfig, ConsensusHandle};
 use crate::dataplane::{self, Dataplane, DataplaneConfig};
 use crate::ipam_service::donate::Donations;
-use crate::ipam_service::intents::Promises;
+use crate::ipam_service::intents::{Promises, write_durably};
 use crate::ipam_service::journal::Journal;
 use crate::ipam_service::{IpamService, Registry, Supplier, now_ms};
 use crate::mesh::net::{PeerNet, Service};
-use crate::mesh::{Identity, Mesh, MeshConfig};
+use crate::mesh::{Identity, Mesh, MeshConfig, MeshHandle};
 
 /// Dead voters are replaced after this.
 const VOTER_DEAD_AFTER: Duration = Duration::from_secs(60);
@@ -71,6 +71,17 @@ fn identity(state_dir: &Path) -> Result<Identity> {
     Ok(Identity::load_or_create(&key)?)
 }
 
+/// A number for this life of the agent that is greater than that of every
+/// earlier one, also after the clock was set back.
+fn session(state_dir: &Path) -> Result<u64> {
+    let path = state_dir.join("session");
+    let last: u64 = fs::read_to_string(&path).ok().and_then(|t| t.trim().parse().ok()).unwrap_or(0);
+    let session = now_ms().max(last.saturating_add(1));
+    write_durably(&path, &session)
+        .with_context(|| format!("cannot write {}; is STATE_DIR writable?", path.display()))?;
+    Ok(session)
+}
+
 fn check_overlaps(config: &Config) -> Result<()> {
     let overlaps = dataplane::overlaps(&config.ranges)?;
     if overlaps.is_empty() {
@@ -112,7 +123,7 @@ async fn serve(config: Config) -> Result<()> {
     })?;
     let underlay = dataplane.underlay();
 
-    let session = now_ms();
+    let session = session(&config.state_dir)?;
     let mesh = Mesh::start(MeshConfig {
         bind: SocketAddr::from((Ipv6Addr::UNSPECIFIED, config.mesh_port)),
         identity,
@@ -176,7 +187,7 @@ async fn serve(config: Config) -> Result<()> {
         recovered: AtomicBool::new(false),
         config,
     });
-    sweep::recover(&app, found.intact).await;
+    sweep::recover(&app, found.intact).await?;
 
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(Supplier::new(ipam, registry, net).run());
@@ -207,7 +218,7 @@ async fn serve(config: Config) -> Result<()> {
     Ok(())
 }
 
-fn wire_heads(mesh: &crate::mesh::MeshHandle, consensus: &crate::consensus::ConsensusHandle) {
+fn wire_heads(mesh: &MeshHandle, consensus: &ConsensusHandle) {
     let from_mesh = consensus.clone();
     mesh.on_head(Box::new(move |node, head| from_mesh.on_head(node, head)));
     let to_mesh = mesh.clone();
@@ -226,7 +237,11 @@ pub fn cleanup(config: Config) -> Result<Vec<String>> {
         );
     }
     let mut removed = cni::uninstall(&config);
-    removed.extend(dataplane::cleanup()?);
+    if let Err(errors) = dataplane::cleanup() {
+        let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
+        bail!("not everything could be removed from the kernel: {}", errors.join("; "));
+    }
+    removed.push("bridge, VXLAN device, routes, pod interfaces and nftables tables".to_owned());
     for dir in [&config.run_dir, &config.state_dir] {
         if dir.join("identity.key").exists() || dir.join(names::TOKEN_FILE).exists() {
             fs::remove_dir_all(dir).with_context(|| format!("cannot remove {}", dir.display()))?;

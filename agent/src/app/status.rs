@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::PoisonError;
+use std::time::Duration;
 
 use weft_proto::api::{
     Condition, Health, IpamStatus, MemberStatus, NodeStatus, OwnerStatus, Readiness, Status,
@@ -13,14 +14,17 @@ use super::remove::host_bits;
 use crate::ipam_service::Stand;
 use crate::mesh::net::{MeshView, PeerNet};
 
+/// How long a refusal stays on the screen after it last happened.
+const REFUSAL_SHOWN: Duration = Duration::from_secs(300);
+
 fn condition(health: Health, reason: &str, message: String, hint: &str) -> Condition {
     Condition { health, reason: reason.to_owned(), message, hint: hint.to_owned() }
 }
 
 impl App {
     pub(super) fn why_not_joined(&self) -> String {
-        if let Some(refusal) = self.mesh.refusals().last() {
-            return refusal.to_string();
+        if let Some(refusal) = self.mesh.refusals().iter().rfind(|r| !r.by_us) {
+            return format!("{} refused this node: {}", refusal.address, refusal.message);
         }
         self.consensus.status().waiting.unwrap_or_else(|| {
             "this node is joining the cluster; try again in a moment".to_owned()
@@ -164,12 +168,26 @@ impl App {
         let ledger = self.consensus.ledger();
         let joined = ledger.member(self.me).is_some();
         for refusal in self.mesh.refusals() {
-            all.push(condition(
-                if joined { Health::Degraded } else { Health::Broken },
-                "PeerRefused",
-                refusal.to_string(),
-                "make this node's settings agree with the cluster's, then restart its agent",
-            ));
+            let at = refusal.address;
+            // An old refusal of somebody else is history, not a state.
+            if refusal.last.elapsed() > REFUSAL_SHOWN {
+                continue;
+            }
+            all.push(if refusal.by_us {
+                condition(
+                    Health::Degraded,
+                    "PeerRefused",
+                    format!("refused {at} ({} times): {}", refusal.count, refusal.message),
+                    "if it is one of your nodes, make its settings agree with the cluster's",
+                )
+            } else {
+                condition(
+                    if joined { Health::Degraded } else { Health::Broken },
+                    "RefusedByPeer",
+                    format!("{at} refused this node: {}", refusal.message),
+                    "make this node's settings agree with the cluster's, then restart its agent",
+                )
+            });
         }
         match &consensus.waiting {
             Some(why) if !joined => all.push(condition(

@@ -11,7 +11,7 @@ use weft_proto::attachment::AttachmentKey;
 use weft_proto::names;
 
 use super::App;
-use crate::dataplane::WiredPod;
+use crate::dataplane::{DataplaneError, WiredPod};
 use crate::ipam_service::{LeaseFacts, now_ms};
 
 /// A lease without an interface is given this long: its ADD may be under way.
@@ -19,17 +19,21 @@ const GRACE_MS: u64 = 120_000;
 
 /// Reads what an earlier life left: notes of DELs, and, if the lease store is
 /// lost, the aliases of living interfaces.
-pub(super) async fn recover(app: &Arc<App>, intact: bool) {
+pub(super) async fn recover(
+    app: &Arc<App>,
+    intact: bool,
+) -> Result<(), DataplaneError> {
     let noted = read_notes(app);
     if !intact {
-        for pod in app.dataplane.wired().await {
-            if noted.contains(&pod.alias.key) || app.ipam.lease(&pod.alias.key).is_some() {
-                continue;
+        // Without the interfaces an address in use could be given away again.
+        for pod in app.dataplane.wired().await? {
+            if !noted.contains(&pod.alias.key) && app.ipam.lease(&pod.alias.key).is_none() {
+                adopt(app, &pod);
             }
-            adopt(app, &pod);
         }
     }
     app.recovered.store(true, Ordering::Release);
+    Ok(())
 }
 
 fn adopt(app: &App, pod: &WiredPod) {
@@ -49,8 +53,7 @@ pub(super) async fn run(app: Arc<App>) {
     loop {
         tokio::time::sleep(Duration::from_secs(10)).await;
         read_notes(&app);
-        let wired: BTreeSet<AttachmentKey> =
-            app.dataplane.wired().await.into_iter().map(|pod| pod.alias.key).collect();
+        let Some(wired) = wired(&app).await else { continue };
         let now = now_ms();
         for lease in app.ipam.leases() {
             if lease.host_ifname.is_empty()
@@ -60,7 +63,7 @@ pub(super) async fn run(app: Arc<App>) {
                 continue;
             }
             // A second look: the interface list above may be older than an ADD.
-            if app.dataplane.wired().await.iter().any(|pod| pod.alias.key == lease.key) {
+            if wired_now(&app, &lease.key).await {
                 continue;
             }
             tracing::info!(attachment = %lease.key, "its interface is gone: lease freed");
@@ -70,6 +73,22 @@ pub(super) async fn run(app: Arc<App>) {
         }
         app.foreign_leases().await;
     }
+}
+
+/// Attachments that have an interface; `None` if the kernel did not say.
+async fn wired(app: &App) -> Option<BTreeSet<AttachmentKey>> {
+    match app.dataplane.wired().await {
+        Ok(pods) => Some(pods.into_iter().map(|pod| pod.alias.key).collect()),
+        Err(e) => {
+            tracing::warn!("no sweep of leases: {e}");
+            None
+        }
+    }
+}
+
+/// When in doubt: yes.
+async fn wired_now(app: &App, key: &AttachmentKey) -> bool {
+    wired(app).await.is_none_or(|wired| wired.contains(key))
 }
 
 /// Frees what the notes name; returns the keys.

@@ -59,11 +59,13 @@ impl Supplier {
                         self.fetch(ipv6).await;
                     }
                     Order::Ahead => {
-                        if let Err(e) = self.acquire(ipv6).await {
+                        let acquired = self.acquire(ipv6).await;
+                        if let Err(e) = &acquired {
                             tracing::debug!("spare block: {e}");
+                        }
+                        idle = !matches!(acquired, Ok(true));
+                        if idle {
                             ahead_after = tokio::time::Instant::now() + AHEAD_PAUSE;
-                        } else {
-                            idle = false;
                         }
                     }
                 }
