@@ -1,0 +1,121 @@
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::*;
+use crate::config::{MapEnv, VARS};
+
+fn words(line: &str) -> Vec<OsString> {
+    line.split(' ').map(OsString::from).collect()
+}
+
+fn parse(line: &str) -> (Cli, Flags) {
+    args::parse(words(line)).unwrap_or_else(|e| panic!("{line}: {e}"))
+}
+
+static STARTED: AtomicUsize = AtomicUsize::new(0);
+
+fn hooks() -> Hooks {
+    Hooks {
+        daemon: |config| {
+            assert_eq!(config.mtu, Some(1400));
+            STARTED.fetch_add(1, Ordering::SeqCst);
+            Ok(())
+        },
+        cleanup: |_| Ok(vec![]),
+        lab: |args| Ok(ExitCode::from(u8::try_from(args.len()).unwrap())),
+    }
+}
+
+fn dispatch_line(line: &str, env: &MapEnv) -> ExitCode {
+    let (cli, flags) = parse(line);
+    dispatch(cli, &flags, env, hooks())
+}
+
+#[test]
+fn the_command_is_sound_and_has_a_flag_for_each_variable() {
+    args::command().debug_assert();
+    for var in VARS {
+        for command in ["agent", "agent config"] {
+            let (_, flags) = parse(&format!("{command} --{} value", var.flag()));
+            assert_eq!(flags.get(var.name).map(String::as_str), Some("value"));
+        }
+    }
+    let (_, flags) = parse("agent status --http-addr 127.0.0.1:1 --run-dir /x");
+    assert_eq!(flags.len(), 2);
+}
+
+#[test]
+fn commands_parse() {
+    for line in [
+        "agent",
+        "agent status",
+        "agent status peers -o json",
+        "agent status --watch ipam",
+        "agent status connections",
+        "agent status targets",
+        "agent report -o json",
+        "agent config --running",
+        "agent ps",
+        "agent rmpeer n1 --force",
+        "agent connect a b --replace",
+        "agent forget a",
+        "agent grow 10.96.0.0/16",
+        "agent cleanup",
+        "agent version -o json",
+    ] {
+        parse(line);
+    }
+    for line in [
+        "agent nothing",
+        "agent status dns",
+        "agent rmpeer",
+        "agent connect",
+        "agent --no-such 1",
+        "agent status -o xml",
+    ] {
+        assert!(args::parse(words(line)).is_err(), "{line}");
+    }
+}
+
+#[test]
+fn the_lab_gets_its_arguments_untouched() {
+    let code = dispatch_line("agent lab --nodes 3 --help", &MapEnv::new([]));
+    assert_eq!(code, ExitCode::from(3));
+}
+
+#[test]
+fn daemon_starts_only_with_a_good_configuration() {
+    let env = MapEnv::new([("MTU", "1400")]);
+    assert_eq!(dispatch_line("agent --mtu x", &env), ExitCode::from(USAGE));
+    assert_eq!(STARTED.load(Ordering::SeqCst), 0);
+    assert_eq!(dispatch_line("agent --conn-limit 5", &env), ExitCode::SUCCESS);
+    assert_eq!(STARTED.load(Ordering::SeqCst), 1);
+}
+
+#[test]
+fn a_silent_agent_is_broken() {
+    let env = MapEnv::new([("HTTP_ADDR", "127.0.0.1:1"), ("RUN_DIR", "/nonexistent")]);
+    assert_eq!(dispatch_line("agent status", &env), ExitCode::from(2));
+    assert_eq!(dispatch_line("agent status -o json", &env), ExitCode::from(2));
+    assert_eq!(dispatch_line("agent report", &env), ExitCode::FAILURE);
+    assert_eq!(dispatch_line("agent rmpeer x", &env), ExitCode::FAILURE);
+    assert_eq!(dispatch_line("agent cleanup", &env), ExitCode::SUCCESS);
+    let wrong = MapEnv::new([("HTTP_ADDR", "nowhere")]);
+    assert_eq!(dispatch_line("agent status", &wrong), ExitCode::from(USAGE));
+    // What the daemon would refuse does not keep a client from asking.
+    let odd = MapEnv::new([("HTTP_ADDR", "127.0.0.1:1"), ("MTU", "x")]);
+    assert_eq!(dispatch_line("agent status", &odd), ExitCode::from(2));
+}
+
+#[test]
+fn config_text_names_sources() {
+    let env =
+        MapEnv::new([("WEAVE_MTU", "1400"), ("PASSWORD", "sesame open"), ("WEAVE_NO_FASTDP", "1")]);
+    let config = Config::parse(&env, &Flags::new()).unwrap();
+    let text = config_text(&config.report());
+    let line = |name: &str| text.lines().find(|l| l.starts_with(name)).unwrap().to_owned();
+    assert!(line("MTU").ends_with("env WEAVE_MTU"));
+    assert!(line("PASSWORD ").contains("(hidden)") && !text.contains("sesame"));
+    assert!(line("WEAVE_NO_FASTDP").contains("without effect"));
+    assert!(text.contains("warning: WEAVE_NO_FASTDP has no effect"));
+    assert_eq!(text.lines().filter(|l| !l.starts_with("warning")).count(), VARS.len());
+}
