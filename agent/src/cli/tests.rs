@@ -1,6 +1,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
+use crate::api::tests::fake::Server;
 use crate::config::{MapEnv, VARS};
 
 fn words(line: &str) -> Vec<OsString> {
@@ -118,4 +119,55 @@ fn config_text_names_sources() {
     assert!(line("WEAVE_NO_FASTDP").contains("without effect"));
     assert!(text.contains("warning: WEAVE_NO_FASTDP has no effect"));
     assert_eq!(text.lines().filter(|l| !l.starts_with("warning")).count(), VARS.len());
+}
+
+/// Runs command lines against a fake agent on loopback.
+async fn against(server: &Server, lines: &[(&'static str, u8)]) {
+    let run_dir = std::env::temp_dir().join(format!("weft-cli-{}", server.address.port()));
+    std::fs::create_dir_all(&run_dir).unwrap();
+    std::fs::write(run_dir.join("token"), server.token.reveal()).unwrap();
+    let (http, dir) = (server.address.to_string(), run_dir.display().to_string());
+    for (line, code) in lines {
+        let env = MapEnv::new([("HTTP_ADDR", http.as_str()), ("RUN_DIR", dir.as_str())]);
+        let (line, code) = (*line, *code);
+        let got = tokio::task::spawn_blocking(move || dispatch_line(line, &env)).await.unwrap();
+        assert_eq!(got, ExitCode::from(code), "{line}");
+    }
+    std::fs::remove_dir_all(run_dir).unwrap();
+}
+
+#[tokio::test]
+async fn commands_against_an_agent() {
+    let server = Server::start(crate::config::Callers::Token).await;
+    against(
+        &server,
+        &[
+            ("agent status", 0),
+            ("agent status -o json", 0),
+            ("agent status peers", 0),
+            ("agent report", 0),
+            ("agent config --running", 0),
+            ("agent ps -o json", 0),
+            ("agent rmpeer dead", 0),
+            ("agent rmpeer live", 1),
+            ("agent rmpeer live --force", 0),
+            ("agent rmpeer nobody", 1),
+            ("agent connect n2 n3:6783 --replace", 0),
+            ("agent connect a!", 1),
+            ("agent forget n2", 0),
+            ("agent grow 10.96.0.0/16", 0),
+            ("agent grow 10.96.0.1/16", 1),
+            // Whatever listens there, it may be the agent.
+            ("agent cleanup", 1),
+        ],
+    )
+    .await;
+    assert_eq!(
+        server.fake.calls(),
+        [r#"connect ["n2", "n3:6783"] true"#, r#"connect ["a!"] false"#, r#"forget ["n2"]"#]
+    );
+    for health in [1, 2] {
+        server.fake.health.store(health.into(), Ordering::SeqCst);
+        against(&server, &[("agent status", health), ("agent status ipam -o json", health)]).await;
+    }
 }

@@ -24,10 +24,12 @@ use crate::mesh::net::BoxFuture;
 /// What it does depends on the id: `hang` never answers, `conflict` and its
 /// like fail so, others succeed.
 #[derive(Default)]
-pub(super) struct Fake {
+pub(crate) struct Fake {
     calls: Mutex<Vec<String>>,
     waiting: AtomicUsize,
     leases: Mutex<Vec<AttachmentKey>>,
+    /// What `status` says; 0, 1, 2.
+    pub(crate) health: AtomicUsize,
 }
 
 struct Waiting<'a>(&'a AtomicUsize);
@@ -39,12 +41,12 @@ impl Drop for Waiting<'_> {
 }
 
 impl Fake {
-    pub(super) fn calls(&self) -> Vec<String> {
+    pub(crate) fn calls(&self) -> Vec<String> {
         std::mem::take(&mut self.calls.lock().unwrap())
     }
 
     /// Futures not yet dropped.
-    pub(super) fn waiting(&self) -> usize {
+    pub(crate) fn waiting(&self) -> usize {
         self.waiting.load(Ordering::SeqCst)
     }
 
@@ -73,7 +75,13 @@ impl Fake {
 
 impl Backend for Fake {
     fn status(&self) -> Status {
-        crate::status::sample::status()
+        let mut status = crate::status::sample::status();
+        status.health = match self.health.load(Ordering::SeqCst) {
+            0 => Health::Ok,
+            1 => Health::Degraded,
+            _ => Health::Broken,
+        };
+        status
     }
 
     fn readiness(&self) -> Readiness {
@@ -230,23 +238,23 @@ impl Backend for Fake {
 }
 
 /// A listener on loopback with the fake behind it.
-pub(super) struct Server {
-    pub(super) address: SocketAddr,
-    pub(super) fake: Arc<Fake>,
-    pub(super) token: Token,
-    pub(super) stats: Arc<ApiStats>,
+pub(crate) struct Server {
+    pub(crate) address: SocketAddr,
+    pub(crate) fake: Arc<Fake>,
+    pub(crate) token: Token,
+    pub(crate) stats: Arc<ApiStats>,
     stop: Option<oneshot::Sender<()>>,
     task: Option<JoinHandle<()>>,
 }
 
-pub(super) type Stop = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
+pub(crate) type Stop = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
 
 impl Server {
-    pub(super) async fn start(callers: Callers) -> Self {
+    pub(crate) async fn start(callers: Callers) -> Self {
         Self::with(callers, Limits { grace: Duration::from_millis(100), ..Limits::default() }).await
     }
 
-    pub(super) async fn with(callers: Callers, limits: Limits) -> Self {
+    pub(crate) async fn with(callers: Callers, limits: Limits) -> Self {
         let token = Token::random().unwrap();
         let given = token.clone();
         let mut server =
@@ -259,7 +267,7 @@ impl Server {
         server
     }
 
-    pub(super) async fn listen<F, Fut>(fake: Arc<Fake>, serve: F) -> Self
+    pub(crate) async fn listen<F, Fut>(fake: Arc<Fake>, serve: F) -> Self
     where
         F: FnOnce(TcpListener, Arc<dyn Backend>, Limits, Arc<ApiStats>, Stop) -> Fut,
         Fut: Future<Output = ()> + Send + 'static,
@@ -278,22 +286,22 @@ impl Server {
         Self { address, fake, token, stats, stop: Some(stop), task: Some(task) }
     }
 
-    pub(super) async fn stop(&mut self) {
+    pub(crate) async fn stop(&mut self) {
         let _ = self.stop.take().unwrap().send(());
         self.task.take().unwrap().await.unwrap();
     }
 
-    pub(super) async fn connect(&self) -> TcpStream {
+    pub(crate) async fn connect(&self) -> TcpStream {
         TcpStream::connect(self.address).await.unwrap()
     }
 
     /// With the token.
-    pub(super) async fn call(&self, method: &str, path: &str, body: &str) -> Reply {
+    pub(crate) async fn call(&self, method: &str, path: &str, body: &str) -> Reply {
         let token = format!("x-weft-token: {}\r\n", self.token.reveal());
         self.send(method, path, &token, body).await
     }
 
-    pub(super) async fn send(&self, method: &str, path: &str, headers: &str, body: &str) -> Reply {
+    pub(crate) async fn send(&self, method: &str, path: &str, headers: &str, body: &str) -> Reply {
         let head = format!(
             "{method} {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n{headers}Content-Length: {}\r\n\r\n",
             self.address,
@@ -303,7 +311,7 @@ impl Server {
     }
 
     /// Sends a request and does not wait.
-    pub(super) async fn begin(&self, method: &str, path: &str, body: &str) -> TcpStream {
+    pub(crate) async fn begin(&self, method: &str, path: &str, body: &str) -> TcpStream {
         let mut stream = self.connect().await;
         let head = format!(
             "{method} {path} HTTP/1.1\r\nHost: x-weft\r\nx-weft-token: {}\r\nContent-Length: {}\r\n\r\n{body}",
@@ -315,12 +323,12 @@ impl Server {
         stream
     }
 
-    pub(super) async fn raw(&self, bytes: &[u8]) -> Reply {
+    pub(crate) async fn raw(&self, bytes: &[u8]) -> Reply {
         Reply::parse(&self.until_closed(bytes).await)
     }
 
     /// Everything the server says until it closes the connection.
-    pub(super) async fn until_closed(&self, bytes: &[u8]) -> String {
+    pub(crate) async fn until_closed(&self, bytes: &[u8]) -> String {
         let stream = self.connect().await;
         let (mut reader, mut writer) = stream.into_split();
         let mut answer = Vec::new();
@@ -330,11 +338,11 @@ impl Server {
     }
 }
 
-pub(super) struct Reply {
+pub(crate) struct Reply {
     /// 0 if there was no answer.
-    pub(super) code: u16,
+    pub(crate) code: u16,
     head: String,
-    pub(super) body: String,
+    pub(crate) body: String,
 }
 
 impl Reply {
@@ -344,20 +352,20 @@ impl Reply {
         Self { code, head: head.to_owned(), body: body.to_owned() }
     }
 
-    pub(super) fn header(&self, name: &str) -> Option<&str> {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.head.lines().find_map(|line| {
             let (key, value) = line.split_once(": ")?;
             key.eq_ignore_ascii_case(name).then_some(value)
         })
     }
 
-    pub(super) fn error(&self) -> String {
+    pub(crate) fn error(&self) -> String {
         serde_json::from_str::<ApiError>(&self.body).unwrap().error
     }
 }
 
 /// Waits for a condition; the test runner's patience is the bound.
-pub(super) async fn eventually(condition: impl Fn() -> bool) {
+pub(crate) async fn eventually(condition: impl Fn() -> bool) {
     while !condition() {
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
