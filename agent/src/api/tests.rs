@@ -97,6 +97,9 @@ async fn slow_heads_and_slow_bodies_are_cut_off() {
         let answer = server.until_closed(start.as_bytes()).await;
         assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 408"), "{answer}");
     }
+    // A connection kept alive and not used again.
+    let whole = "GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n";
+    assert!(server.until_closed(whole.as_bytes()).await.starts_with("HTTP/1.1 200"));
     let half = "POST /connect HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 10\r\n";
     let half = format!("{half}x-weft-token: {}\r\n\r\npeer", server.token.reveal());
     let answer = server.until_closed(half.as_bytes()).await;
@@ -112,6 +115,10 @@ async fn large_bodies_and_heads_are_refused() {
     for path in ["/v1/attachments", "/v1/gc", "/v1/ranges", "/connect", "/forget"] {
         assert_eq!(server.call("POST", path, &body).await.code, 413, "{path}");
     }
+    let keys: Vec<_> =
+        (0..450).map(|n| format!(r#"{{"container_id":"{n:064}","ifname":"eth0"}}"#)).collect();
+    let keep = format!(r#"{{"keep":[{}]}}"#, keys.join(","));
+    assert_eq!(server.call("POST", "/v1/gc", &keep).await.code, 200, "{}", keep.len());
     // Announced and never sent.
     let head = format!(
         "POST /v1/gc HTTP/1.1\r\nHost: 127.0.0.1\r\nx-weft-token: {}\r\nContent-Length: 99999999999\r\n\r\n",

@@ -8,7 +8,7 @@ use super::weave::percent;
 use crate::api::{BUCKETS, HistogramSnapshot, StatsSnapshot};
 
 /// Counter of the mesh that Weave called terminations.
-const TERMINATED: &str = "connection_terminated";
+const TERMINATED: &str = "connections_lost";
 
 /// What Linux says of this process.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]

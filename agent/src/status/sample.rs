@@ -47,8 +47,7 @@ pub(crate) fn status() -> Status {
                 },
             ],
             members: vec![member(&id('b'), "n2", "alive", 2), member(&id('d'), "n3", "dead", 3)],
-            counters: [("connection_terminated".into(), 4), ("handshake_wrong_key".into(), 2)]
-                .into(),
+            counters: [("connections_lost".into(), 4), ("handshake_wrong_key".into(), 2)].into(),
         },
         consensus: ConsensusStatus {
             role: "leader".into(),

@@ -56,12 +56,14 @@ pub fn render(status: &Status, colour: bool) -> String {
     for condition in &status.conditions {
         let _ = writeln!(
             text,
-            "  {} {}: {}\n    do: {}",
+            "  {} {}: {}",
             paint.health(condition.health, "!"),
             clean(&condition.reason),
-            clean(&condition.message),
-            clean(&condition.hint)
+            clean(&condition.message)
         );
+        if !condition.hint.is_empty() {
+            let _ = writeln!(text, "    do: {}", clean(&condition.hint));
+        }
     }
     let cluster = if node.cluster.is_empty() { "not founded yet" } else { &node.cluster };
     let _ = writeln!(
