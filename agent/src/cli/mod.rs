@@ -2,20 +2,26 @@
 //! the running agent over its local HTTP endpoint.
 
 mod args;
+mod client;
 mod out;
+mod remote;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use serde_json::json;
 
 use crate::config::{Config, ConfigErrors, Env, Flags, LogFormat, ProcessEnv};
 pub use args::Output;
 use args::{Cli, Cmd};
+use client::Client;
 use out::{Out, complain};
 
 /// Exit code for a wrong command line or configuration (sysexits.h EX_USAGE).
 const USAGE: u8 = 64;
+/// To see whether an agent runs.
+const PROBE: Duration = Duration::from_millis(500);
 
 /// What the command line starts but does not do itself.
 #[derive(Clone, Copy)]
@@ -54,8 +60,54 @@ fn dispatch(cli: Cli, flags: &Flags, env: &dyn Env, hooks: Hooks) -> ExitCode {
             Ok(config) => finish(show_config(&config.report(), output.output)),
             Err(errors) => refuse(&errors),
         },
-        Some(_) => ExitCode::FAILURE,
+        Some(Cmd::Cleanup { output }) => match Config::parse(env, flags) {
+            Ok(config) => finish(cleanup(config, output.output, hooks)),
+            Err(errors) => refuse(&errors),
+        },
+        Some(command) => match Config::endpoint(env, flags) {
+            Ok(endpoint) => ask(command, &Client::new(endpoint)),
+            Err(errors) => refuse(&errors),
+        },
     }
+}
+
+fn ask(command: Cmd, client: &Client) -> ExitCode {
+    match command {
+        Cmd::Status { part, watch, output } => {
+            finish(remote::status(client, part, watch, output.output))
+        }
+        Cmd::Report { .. } => finish(remote::report(client)),
+        Cmd::Config { output, .. } => finish(remote::config(client, output.output)),
+        Cmd::Ps { output } => finish(remote::ps(client, output.output)),
+        Cmd::Rmpeer { name, force, output } => {
+            finish(remote::rmpeer(client, &name, force, output.output))
+        }
+        Cmd::Connect { targets, replace, output } => {
+            finish(remote::targets(client, "/connect", &targets, replace, output.output))
+        }
+        Cmd::Forget { targets, output } => {
+            finish(remote::targets(client, "/forget", &targets, false, output.output))
+        }
+        Cmd::Grow { range, output } => finish(remote::grow(client, &range, output.output)),
+        // Handled before an agent is looked for.
+        Cmd::Cleanup { .. } | Cmd::Version { .. } | Cmd::Lab { .. } => ExitCode::FAILURE,
+    }
+}
+
+fn cleanup(config: Config, output: Output, hooks: Hooks) -> anyhow::Result<ExitCode> {
+    if std::net::TcpStream::connect_timeout(&config.http_addr, PROBE).is_ok() {
+        anyhow::bail!(
+            "something listens on {}: stop the agent first, it would put everything back",
+            config.http_addr
+        );
+    }
+    let removed = (hooks.cleanup)(config)?;
+    let text = match output {
+        Output::Json => json!({ "removed": removed }).to_string(),
+        Output::Text if removed.is_empty() => "nothing to remove".to_owned(),
+        Output::Text => removed.iter().map(|item| format!("removed {item}\n")).collect(),
+    };
+    Ok(Out::default().text(&text).map(|()| ExitCode::SUCCESS)?)
 }
 
 fn finish<E: Into<anyhow::Error>>(result: Result<ExitCode, E>) -> ExitCode {
@@ -141,3 +193,6 @@ fn config_text(report: &serde_json::Value) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests;

@@ -16,7 +16,7 @@ use serde::Serialize;
 
 pub use env::{Env, MapEnv, ProcessEnv};
 pub use error::{ConfigError, ConfigErrors};
-pub use value::{Callers, Init, LogFormat, is_target, range};
+pub use value::{Callers, Init, LogFormat, duration, is_target, range};
 pub use vars::{VARS, Var, var};
 
 /// Flags by variable name (`IPALLOC_RANGE` -> value); they win over the environment.
@@ -307,8 +307,8 @@ fn read(r: &mut Reader<'_>) -> Config {
     let level = r.get("LOG_LEVEL", String::new(), value::log_level);
     let log_filter =
         r.get("RUST_LOG", None, |text| value::log_filter(text).map(Some)).unwrap_or(level);
-    let quarantine = r.get("QUARANTINE", Duration::ZERO, value::duration);
-    let lease_cooldown = r.get("LEASE_COOLDOWN", Duration::ZERO, value::duration);
+    let quarantine = r.get("QUARANTINE", Duration::ZERO, duration);
+    let lease_cooldown = r.get("LEASE_COOLDOWN", Duration::ZERO, duration);
 
     let iptables_backend = r.get("IPTABLES_BACKEND", String::new(), |text| {
         value::iptables_backend(text).map(|()| text.to_owned())

@@ -276,7 +276,8 @@ pub(super) fn directory(text: &str) -> Parsed<PathBuf> {
     Ok(PathBuf::from(text))
 }
 
-pub(super) fn duration(text: &str) -> Parsed<Duration> {
+/// `500ms`, `30s`, `1h30m`: at most a week.
+pub fn duration(text: &str) -> Result<Duration, String> {
     const MOST: Duration = Duration::from_secs(168 * 3600);
     let mut total = Duration::ZERO;
     let mut rest = text;

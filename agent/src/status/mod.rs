@@ -1,1 +1,13 @@
-//! x
+//! What people and monitors see of a node: pure renderings of
+//! [`weft_proto::api::Status`].
+
+pub mod metrics;
+pub mod report;
+pub mod screen;
+mod text;
+pub mod weave;
+
+#[cfg(test)]
+pub(crate) mod sample;
+#[cfg(test)]
+pub(crate) mod tests;

@@ -1,0 +1,110 @@
+//! A status with one of everything.
+
+use weft_proto::api::*;
+
+/// Node `n1` with a live peer, a dead one and a condition.
+pub(crate) fn status() -> Status {
+    let ip = |text: &str| text.parse().unwrap();
+    let id = |digit: char| digit.to_string().repeat(32);
+    Status {
+        health: Health::Degraded,
+        conditions: vec![Condition {
+            health: Health::Degraded,
+            reason: "PeerUnreachable".into(),
+            message: "n3 has not answered for 5m".into(),
+            hint: "if it is gone for good: agent rmpeer n3".into(),
+        }],
+        node: NodeStatus {
+            id: id('a'),
+            name: "n1".into(),
+            version: "0.1.0".into(),
+            cluster: id('c'),
+            uptime_s: 3725,
+            underlay: vec![ip("192.0.2.1")],
+            overlay: vec![ip("10.32.0.1")],
+        },
+        mesh: MeshStatus {
+            keyed: true,
+            targets: vec!["192.0.2.2".into(), "192.0.2.3:6783".into()],
+            connections: vec![
+                ConnectionStatus {
+                    address: "192.0.2.2:6783".parse().unwrap(),
+                    outbound: true,
+                    state: "established".into(),
+                    node: Some(id('b')),
+                    name: Some("n2".into()),
+                    info: String::new(),
+                    rtt_us: Some(412),
+                },
+                ConnectionStatus {
+                    address: "192.0.2.3:6783".parse().unwrap(),
+                    outbound: true,
+                    state: "retrying".into(),
+                    node: None,
+                    name: None,
+                    info: "timed out\u{1b}[31m, retry in 3s".into(),
+                    rtt_us: None,
+                },
+            ],
+            members: vec![member(&id('b'), "n2", "alive", 2), member(&id('d'), "n3", "dead", 3)],
+            counters: [("connections_lost".into(), 4), ("handshake_wrong_key".into(), 2)].into(),
+        },
+        consensus: ConsensusStatus {
+            role: "leader".into(),
+            waiting: None,
+            leader: Some("n1".into()),
+            term: 3,
+            voters: vec![voter("n1", true), voter("n2", true), voter("n3", false)],
+            applied: 42,
+            quorum: true,
+        },
+        ipam: IpamStatus {
+            state: "ready".into(),
+            ranges: vec!["10.32.0.0/24".parse().unwrap()],
+            usable: 254,
+            blocks: vec!["10.32.0.0/26".parse().unwrap()],
+            owned: 63,
+            leases: 2,
+            waiting: vec![],
+            owners: vec![
+                owner(&id('b'), "n2", 64, true),
+                owner(&id('d'), "n3", 63, false),
+                owner(&id('a'), "n1", 63, true),
+            ],
+            unowned: 64,
+            quarantined: 0,
+        },
+        dataplane: DataplaneStatus {
+            in_sync: true,
+            mtu: 1450,
+            mtu_source: "eth0 1500 minus 50".into(),
+            routes: 2,
+            pods: 1,
+            repairs: 1,
+            last_repair: Some("route 10.32.0.64/26 put back".into()),
+            errors: vec![],
+        },
+    }
+}
+
+fn member(id: &str, name: &str, state: &str, host: u8) -> MemberStatus {
+    MemberStatus {
+        id: id.into(),
+        name: name.into(),
+        state: state.into(),
+        underlay: vec![std::net::IpAddr::from([192, 0, 2, host])],
+        overlay: vec![],
+        blocks: 1,
+        leases: 5,
+        version: "0.1.0".into(),
+        ledger_index: 42,
+    }
+}
+
+fn voter(name: &str, alive: bool) -> VoterStatus {
+    VoterStatus { seat: name.into(), name: Some(name.into()), alive }
+}
+
+fn owner(id: &str, name: &str, addresses: u64, alive: bool) -> OwnerStatus {
+    OwnerStatus { id: id.into(), name: name.into(), addresses, blocks: 1, leases: 5, alive }
+}
