@@ -1,4 +1,5 @@
 //! The meaning of each command, one by one.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod common;
 

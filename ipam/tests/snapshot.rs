@@ -1,4 +1,5 @@
 //! The ledger as bytes: frozen, and never trusted.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod common;
 
@@ -113,8 +114,10 @@ fn a_large_cluster_fits() {
         let ranges = log.ledger.ranges().to_vec();
         let join =
             Op::Join { node, name: format!("node-{number}.example.org"), ranges, replace: false };
-        let acquire = Op::Acquire { node, ipv6: false, count: 4 };
-        for (op, seq) in [join, acquire].into_iter().zip(1..) {
+        let acquire = Op::Acquire { node, ipv6: false, count: 16 };
+        // Looking for room apart from all others is the slow part: one node in four.
+        let wanted = if number % 4 == 0 { 2 } else { 1 };
+        for (op, seq) in [join, acquire].into_iter().take(wanted).zip(1..) {
             position += 1;
             let request = RequestId { node, session: 1, seq };
             log.ledger.apply(position, Some(&Command { request, at_ms: 1, op })).unwrap();
@@ -166,7 +169,7 @@ fn sound(ledger: &Ledger) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2_000))]
+    #![proptest_config(ProptestConfig::with_cases(1_000))]
 
     #[test]
     fn changed_bytes_never_make_a_wrong_ledger(
