@@ -28,6 +28,8 @@ const ACTIVE: usize = 8;
 const IDLE_OUT: Duration = Duration::from_secs(60);
 /// Dials of one round of maintenance: paced, so that a restart is no storm.
 const PER_ROUND: usize = 4;
+/// Time between two targets of a long list, on average.
+const PACE: Duration = Duration::from_millis(5);
 const ROUND: Duration = Duration::from_secs(1);
 
 fn has_room(state: &State) -> bool {
@@ -137,6 +139,9 @@ pub(super) async fn targets_loop(state: Arc<State>) {
 async fn pursue(state: Arc<State>, target: String, epoch: u64) {
     let mut changes = state.pool_changed.subscribe();
     let mut failures = 0;
+    // A long list is not dialled all at once.
+    let many = u32::try_from(lock(&state.targets).names().len()).unwrap_or(u32::MAX);
+    tokio::time::sleep((PACE * many.saturating_sub(1)).mul_f64(rand::random())).await;
     loop {
         let set = |phase: Phase, address: Option<SocketAddr>| {
             lock(&state.targets).set(&target, epoch, |t| {
@@ -150,10 +155,9 @@ async fn pursue(state: Arc<State>, target: String, epoch: u64) {
                 if !set(Phase::Connected(node), Some(address)) {
                     return;
                 }
-                while lock(&state.pool).get(node).is_some() {
-                    if changes.changed().await.is_err() {
-                        return;
-                    }
+                while satisfied(&state, node) {
+                    // Looked at now and then, too: a node may die unconnected.
+                    let _ = tokio::time::timeout(ROUND, changes.changed()).await;
                 }
                 Phase::Waiting { error: "connection lost".to_owned(), refused: false, next: None }
             }
@@ -180,6 +184,21 @@ async fn pursue(state: Arc<State>, target: String, epoch: u64) {
     }
 }
 
+/// A target needs no connection of its own in a big mesh that knows its node
+/// to be alive: a list of all nodes must not make a full mesh of thousands.
+fn satisfied(state: &State, node: NodeId) -> bool {
+    let conns = {
+        let pool = lock(&state.pool);
+        if pool.get(node).is_some() {
+            return true;
+        }
+        pool.len()
+    };
+    let view = state.view.borrow();
+    let alive = view.members.values().filter(|m| m.liveness == Liveness::Alive).count();
+    conns >= ACTIVE && alive > FULL_MESH && view.is_alive(node)
+}
+
 /// The node behind an address, if we are connected to it already.
 fn connected_at(state: &State, address: SocketAddr) -> Option<NodeId> {
     let address = canonical(address);
@@ -191,7 +210,7 @@ fn connected_at(state: &State, address: SocketAddr) -> Option<NodeId> {
         .iter()
         .find(|r| r.mesh_port == address.port() && r.underlay.contains(&address.ip()))
         .map(|r| r.node);
-    found.filter(|node| lock(&state.pool).get(*node).is_some())
+    found.filter(|node| satisfied(state, *node))
 }
 
 async fn attempt(

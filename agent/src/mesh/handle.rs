@@ -1,5 +1,6 @@
 //! What the rest of the agent holds of the mesh.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -80,6 +81,17 @@ impl MeshHandle {
     /// The targets.
     pub fn targets(&self) -> Vec<String> {
         lock(&self.state.targets).names()
+    }
+
+    /// Targets with the node last found there, if it is connected or known to
+    /// be alive. This node's own target gives this node's id.
+    pub fn target_nodes(&self) -> BTreeMap<String, Option<NodeId>> {
+        let node = |phase: &Phase| match phase {
+            Phase::Connected(node) => Some(*node),
+            Phase::Own => Some(self.state.me),
+            Phase::Connecting | Phase::Waiting { .. } => None,
+        };
+        lock(&self.state.targets).iter().map(|(t, e)| (t.clone(), node(&e.phase))).collect()
     }
 
     /// The cluster this node belongs to; members of another one are refused.

@@ -235,6 +235,8 @@ mod tests {
     struct World {
         now: Instant,
         nodes: BTreeMap<NodeId, Swim>,
+        /// Nodes up to this one cannot talk to those after it.
+        cut_after: u8,
     }
 
     fn id(n: u8) -> NodeId {
@@ -244,7 +246,7 @@ mod tests {
     impl World {
         fn new(count: u8) -> Self {
             let nodes = (1..=count).map(|n| (id(n), Swim::new(id(n), 1, u64::from(n)))).collect();
-            let mut world = Self { now: Instant::now(), nodes };
+            let mut world = Self { now: Instant::now(), nodes, cut_after: 0 };
             for n in 2..=count {
                 world.connect(1, n, 1);
             }
@@ -270,6 +272,10 @@ mod tests {
                 }
             }
             for (from, to, data) in mail {
+                let cut = |n: NodeId| n.0[0] <= self.cut_after;
+                if cut(from) != cut(to) {
+                    continue;
+                }
                 if let Some(node) = self.nodes.get_mut(&to) {
                     let _ = node.handle(self.now, Input::Packet(from, data));
                 }
@@ -304,6 +310,34 @@ mod tests {
         world.until(Duration::from_secs(5), |w| {
             (1..8).all(|n| w.sees(n, 8) == Some(Liveness::Alive))
         });
+    }
+
+    #[test]
+    fn a_healed_partition_is_one_cluster_again() {
+        let mut world = World::new(6);
+        let everywhere = |w: &World, liveness| {
+            (1..=6).all(|a| {
+                (1..=6).filter(|b| a != *b).all(|b| {
+                    let apart = (a <= w.cut_after) != (b <= w.cut_after);
+                    w.sees(a, b) == Some(if apart { liveness } else { Liveness::Alive })
+                })
+            })
+        };
+        world.until(Duration::from_secs(20), |w| everywhere(w, Liveness::Alive));
+        world.cut_after = 3;
+        world.until(Duration::from_secs(60), |w| everywhere(w, Liveness::Dead));
+        world.cut_after = 0;
+        world.connect(2, 5, 1);
+        world.connect(5, 2, 1);
+        let healed = world.now;
+        while !everywhere(&world, Liveness::Alive) {
+            assert!(world.now - healed < Duration::from_secs(30), "still apart");
+            for _ in 0..50 {
+                world.step();
+            }
+            let now = world.now;
+            world.nodes.values_mut().for_each(|n| n.greet(now));
+        }
     }
 
     #[test]

@@ -39,6 +39,11 @@ pub(super) fn raw_key(spki: &[u8]) -> Option<[u8; 32]> {
     spki.strip_prefix(&SPKI_PREFIX)?.try_into().ok()
 }
 
+/// The SubjectPublicKeyInfo of an identity.
+pub(super) fn spki(identity: &Identity) -> Vec<u8> {
+    [&SPKI_PREFIX[..], identity.public()].concat()
+}
+
 /// Node id of the peer, from the key its TLS handshake proved.
 pub(super) fn peer_node(connection: &quinn::Connection) -> Option<NodeId> {
     let keys = connection.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
@@ -182,9 +187,7 @@ pub(super) fn configs(identity: &Identity) -> Result<QuicConfigs, Error> {
     let key = rustls::crypto::ring::sign::any_eddsa_type(&PrivatePkcs8KeyDer::from(
         identity.pkcs8().to_vec(),
     ))?;
-    let mut spki = SPKI_PREFIX.to_vec();
-    spki.extend_from_slice(identity.public());
-    let certified = Arc::new(CertifiedKey::new(vec![CertificateDer::from(spki)], key));
+    let certified = Arc::new(CertifiedKey::new(vec![CertificateDer::from(spki(identity))], key));
     let verifier = Arc::new(AnyKey(Arc::clone(&provider)));
     let only13 = &[&rustls::version::TLS13];
 

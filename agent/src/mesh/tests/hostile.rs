@@ -140,7 +140,7 @@ fn nothing_is_served_before_the_proof() {
 }
 
 #[test]
-fn no_key_or_a_certificate() {
+fn no_key_a_certificate_or_somebody_elses_key() {
     let node = start(config("a"));
     let stranger = Stranger::new();
     #[derive(Debug)]
@@ -176,11 +176,6 @@ fn no_key_or_a_certificate() {
             vec![rustls::SignatureScheme::ED25519]
         }
         fn requires_raw_public_keys(&self) -> bool {
-            self.raw()
-        }
-    }
-    impl Anything {
-        fn raw(&self) -> bool {
             true
         }
     }
@@ -212,12 +207,29 @@ fn no_key_or_a_certificate() {
     let certificates = builder()
         .with_root_certificates(rustls::RootCertStore::empty())
         .with_client_cert_resolver(Arc::new(X509));
-    let alpn = builder()
+    // The public key of another node, without its private half.
+    let victim = Identity::generate().unwrap();
+    let key = rustls::crypto::ring::sign::any_eddsa_type(
+        &rustls::pki_types::PrivatePkcs8KeyDer::from(stranger.identity.pkcs8().to_vec()),
+    )
+    .unwrap();
+    let spki = tls::spki(&victim);
+    let forged = Arc::new(rustls::sign::CertifiedKey::new(vec![spki.into()], key));
+    let forger = builder()
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(Anything))
-        .with_no_client_auth();
-    for (i, mut tls) in [no_key, certificates, alpn].into_iter().enumerate() {
-        tls.alpn_protocols = vec![if i == 2 { b"h3".to_vec() } else { b"weft/1".to_vec() }];
+        .with_client_cert_resolver(Arc::new(
+            rustls::client::AlwaysResolvesClientRawPublicKeys::new(forged),
+        ));
+    let other_protocol = {
+        let mut tls = forger.clone();
+        tls.alpn_protocols = vec![b"h3".to_vec()];
+        tls
+    };
+    for (i, mut tls) in [no_key, certificates, forger, other_protocol].into_iter().enumerate() {
+        if tls.alpn_protocols.is_empty() {
+            tls.alpn_protocols = vec![b"weft/1".to_vec()];
+        }
         let quic = QuicClientConfig::try_from(tls).unwrap();
         let client = quinn::ClientConfig::new(Arc::new(quic));
         // A client without a key believes itself connected until it is told.

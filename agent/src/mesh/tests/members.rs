@@ -30,8 +30,9 @@ fn the_own_target_is_recognised() {
     let node = start(config("a"));
     node.mesh.connect(&[node.target()], false).unwrap();
     until("the call came back", || {
-        node.counter("handshake_clone") == 0 && node.mesh.status().connections.is_empty()
+        node.mesh.target_nodes().get(&node.target()) == Some(&Some(node.id()))
     });
+    assert!(node.mesh.status().connections.is_empty());
     assert_eq!(node.mesh.targets(), [node.target()]);
     assert!(node.mesh.refusals().is_empty());
     assert!(node.mesh.connect(&["a:b:c d".to_owned()], true).unwrap_err().contains("a:b:c d"));
@@ -183,4 +184,23 @@ fn a_node_without_an_address_learns_it() {
             m.record.underlay == [a.address().ip()] && m.record.mesh_port == b.address().port()
         })
     });
+}
+
+#[test]
+fn an_ipv6_underlay_does() {
+    let v6 = |name: &str, targets| MeshConfig {
+        bind: "[::1]:0".parse().unwrap(),
+        targets,
+        ..config(name)
+    };
+    let a = start(v6("a", vec![]));
+    let nodes = [start(v6("b", vec![a.target()])), a];
+    all_see_all(&nodes);
+    // A socket for both families takes calls of either.
+    let both = start(MeshConfig { bind: "0.0.0.0:0".parse().unwrap(), ..config("c") });
+    let port = both.address().port();
+    nodes[0].mesh.connect(&[format!("[::1]:{port}")], false).unwrap();
+    let d = start(MeshConfig { targets: vec![format!("127.0.0.1:{port}")], ..config("d") });
+    until("both families", || both.established() >= 2);
+    assert!(both.mesh.is_connected(d.id()) && both.mesh.is_connected(nodes[0].id()));
 }
