@@ -46,6 +46,13 @@ impl Machine {
         if ledger.head().index != position(meta.last_log_id.as_ref()) {
             return Err(db.damaged("the snapshot is not at the position it claims"));
         }
+        // Stopped between saving a snapshot and publishing it.
+        if ledger.head().index > replica.head().index {
+            replica
+                .take_snapshot(ledger.clone(), ledger.encode())
+                .await
+                .map_err(|e| db.damaged(format!("snapshot of the ledger: {e}")))?;
+        }
         Ok(Self {
             db,
             replica,

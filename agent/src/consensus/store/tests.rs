@@ -109,6 +109,29 @@ fn damage_is_named_and_left_alone() {
     }
 }
 
+#[test]
+fn flipped_bits_never_panic() {
+    let dir = TempDir::new();
+    let path = dir.0.join(FILE);
+    {
+        let db = Db::open(&dir.0, ME).unwrap();
+        db.save_tail(1, &[None, found()], 0, None).unwrap();
+    }
+    let good = std::fs::read(&path).unwrap();
+    for at in (0..good.len()).step_by(good.len() / 150) {
+        let mut bytes = good.clone();
+        bytes[at] ^= 0x55;
+        std::fs::write(&path, &bytes).unwrap();
+        match Db::open(&dir.0, ME).and_then(|db| db.load_replica()) {
+            Ok(saved) => assert_eq!(saved.tail, [(1, None), (2, found())]),
+            Err(StoreError::Damaged { .. } | StoreError::Io { .. }) => {
+                assert_eq!(std::fs::read(&path).unwrap(), bytes, "byte {at}: the file was changed");
+            }
+            Err(e) => panic!("byte {at}: {e}"),
+        }
+    }
+}
+
 #[tokio::test]
 async fn the_log_appends_truncates_purges_and_survives() {
     use openraft::storage::{RaftLogStorage, RaftLogStorageExt};

@@ -199,3 +199,40 @@ async fn a_survivor_founds_again_with_every_block() {
     .await;
     assert_eq!(lost[0].acquire().await.len(), 1);
 }
+
+#[tokio::test]
+async fn a_voter_far_behind_gets_a_snapshot() {
+    let world = World::default();
+    let mut nodes = founded(&world).await;
+    let at = (leader_of(&nodes) + 1) % 3;
+    let mut late = nodes.remove(at);
+    world.stop(&mut late).await;
+    // More than the log keeps behind a snapshot.
+    for _ in 0..80 {
+        let mut batch = tokio::task::JoinSet::new();
+        for _ in 0..32 {
+            let handle = nodes[0].h().clone();
+            let op = Op::Acquire { node: NodeId([99; 16]), ipv6: false, count: 1 };
+            batch.spawn(async move { handle.propose(op, Duration::from_secs(60)).await.unwrap() });
+        }
+        batch.join_all().await;
+    }
+    assert!(nodes[0].h().ledger().head().index > 2560);
+    world.start(&mut late).await.unwrap();
+    nodes.push(late);
+    until("all agree", || {
+        nodes.iter().all(|n| n.h().ledger().head() == nodes[0].h().ledger().head())
+    })
+    .await;
+    until("it votes", || nodes[2].h().status().role != "follower").await;
+    assert_eq!(nodes[2].acquire().await.len(), 1);
+    until("all agree", || *nodes[2].h().ledger() == *nodes[0].h().ledger()).await;
+    // And after a restart of all.
+    for node in &mut nodes {
+        world.stop(node).await;
+    }
+    for node in &mut nodes {
+        world.start(node).await.unwrap();
+    }
+    assert_eq!(nodes[0].acquire().await.len(), 1);
+}
