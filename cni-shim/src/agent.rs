@@ -135,7 +135,7 @@ impl Agent {
                     sleep(pause);
                     pause = (pause * 2).min(Duration::from_millis(500));
                 }
-                answer => return self.decode(answer?),
+                answer => return self.decode(&answer?),
             }
         }
     }
@@ -152,7 +152,7 @@ impl Agent {
     pub(crate) fn attachment(&self, key: &AttachmentKey) -> Result<Option<LeaseInfo>, AgentError> {
         match self.ask("GET", &path(key), &(), CHECK_PATIENCE) {
             Err(error) if error.not_found() => Ok(None),
-            answer => self.decode(answer?).map(Some),
+            answer => self.decode(&answer?).map(Some),
         }
     }
 
@@ -167,7 +167,7 @@ impl Agent {
 
     /// Keeps only these attachments.
     pub(crate) fn gc(&self, keep: Vec<AttachmentKey>) -> Result<GcReply, AgentError> {
-        self.decode(self.ask("POST", "/v1/gc", &GcRequest { keep }, GC_PATIENCE)?)
+        self.decode(&self.ask("POST", "/v1/gc", &GcRequest { keep }, GC_PATIENCE)?)
     }
 
     fn ask(
@@ -224,7 +224,7 @@ impl Agent {
         Err(std::io::Error::new(std::io::ErrorKind::InvalidData, "it holds no token"))
     }
 
-    fn decode<T: DeserializeOwned>(&self, response: Response) -> Result<T, AgentError> {
+    fn decode<T: DeserializeOwned>(&self, response: &Response) -> Result<T, AgentError> {
         serde_json::from_slice(&response.body).map_err(|_| AgentError::Unreachable {
             address: self.address.clone(),
             error: HttpError::Malformed("it is not the JSON expected; is this weft's agent?"),

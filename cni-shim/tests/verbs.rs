@@ -1,5 +1,7 @@
 //! The plugin, verb by verb, on a real kernel.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 mod rig;
 
 use rig::{Node, eventually, sh};
@@ -108,7 +110,7 @@ fn pods_reach_each_other_and_the_port_is_as_designed() {
     ] {
         assert!(inside.contains(text), "{text}: {inside}");
     }
-    assert!(!inside.contains("tentative"), "{inside}");
+    assert!(inside.contains("fd00:77::2/128 scope global nodad"), "{inside}");
 }
 
 #[test]
@@ -180,6 +182,13 @@ fn a_failed_add_leaves_nothing() {
     }
     node.state().override_with.clear();
     node.add("a", &pod).conf("mtu", json!(9000)).fails(7);
+    // The last step fails: everything else was made already.
+    sh(&format!("ip -n {pod} link set lo up; ip -n {pod} route add 10.32.0.0/12 dev lo"));
+    let routes = json!({"routes": [{"dst": "10.32.0.0/12"}]});
+    let error = node.add("a", &pod).conf("ipam", routes).fails(102);
+    assert!(error["msg"].as_str().unwrap().contains("10.32.0.0/12"), "{error}");
+    assert_eq!(node.kernel(), clean);
+    assert!(node.state().leases.is_empty());
     node.sh("ip link del weft");
     node.add("a", &pod).fails(11);
     assert!(node.state().leases.is_empty());

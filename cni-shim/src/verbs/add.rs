@@ -53,8 +53,13 @@ fn wire(
     attachment: &Attachment,
     progress: &mut Progress,
 ) -> Result<Outcome, CniError> {
-    if attachment.addresses.is_empty() {
-        return Err(unusable("it names no address"));
+    let addresses = &attachment.addresses;
+    let (v4, v6): (Vec<&IpAddr>, Vec<&IpAddr>) =
+        addresses.iter().partition(|address| address.is_ipv4());
+    if addresses.is_empty() || v4.len() > 1 || v6.len() > 1 || !addresses.iter().all(is_usable) {
+        return Err(unusable(
+            "its addresses must be unicast, at least one, at most one per family",
+        ));
     }
     let pod = env.args.get("K8S_POD_NAME").map(|name| {
         let namespace = env.args.get("K8S_POD_NAMESPACE").map_or("", String::as_str);
@@ -94,6 +99,11 @@ fn wire(
     })?;
     let routes = wiring.wire_pod(&mut inside, &plan, link)?;
     Ok(outcome(env, conf, &wiring, &host_end, &routes))
+}
+
+fn is_usable(address: &IpAddr) -> bool {
+    let special = address.is_multicast() || address.is_unspecified() || address.is_loopback();
+    !special && *address != IpAddr::V4(std::net::Ipv4Addr::BROADCAST)
 }
 
 fn unusable(why: &str) -> CniError {
@@ -175,8 +185,10 @@ fn parse_mac(text: &str) -> Option<[u8; 6]> {
     let mut mac = [0; 6];
     let mut parts = text.split(':');
     for byte in &mut mac {
-        *byte =
-            parts.next().filter(|p| p.len() == 2).and_then(|p| u8::from_str_radix(p, 16).ok())?;
+        *byte = parts
+            .next()
+            .filter(|p| p.len() == 2 && !p.starts_with('+'))
+            .and_then(|p| u8::from_str_radix(p, 16).ok())?;
     }
     parts.next().is_none().then_some(mac)
 }

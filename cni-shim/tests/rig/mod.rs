@@ -1,6 +1,10 @@
 //! A node and its pods as namespaces, a small stand-in for the agent, and the
 //! real plugin driven as a runtime drives it.
-#![allow(dead_code, reason = "each test file uses its part of the rig")]
+#![allow(
+    dead_code,
+    clippy::unwrap_used,
+    reason = "each test file uses its part of the rig; a broken rig is a failed test"
+)]
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -16,11 +20,11 @@ use nix::sched::{CloneFlags, setns};
 use serde_json::{Value, json};
 use weft_proto::names::{bridge_mac, format_mac, host_ifname, pod_mac};
 
-pub const TOKEN: &str = "5ca1ab1e";
+pub(crate) const TOKEN: &str = "5ca1ab1e";
 static COUNT: AtomicU32 = AtomicU32::new(0);
 
 /// Runs a command that must succeed; its output.
-pub fn sh(command: &str) -> String {
+pub(crate) fn sh(command: &str) -> String {
     let output = Command::new("sh").args(["-c", command]).output().unwrap();
     assert!(
         output.status.success(),
@@ -32,7 +36,7 @@ pub fn sh(command: &str) -> String {
 
 /// What the stand-in holds and how it misbehaves.
 #[derive(Default)]
-pub struct AgentState {
+pub(crate) struct AgentState {
     pub leases: BTreeMap<String, (Vec<IpAddr>, Value)>,
     pub requests: Vec<(String, String, Value)>,
     pub headers: String,
@@ -46,7 +50,7 @@ pub struct AgentState {
     next: u8,
 }
 
-pub struct FakeAgent {
+pub(crate) struct FakeAgent {
     pub state: Arc<Mutex<AgentState>>,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
@@ -179,7 +183,7 @@ fn attach(body: &Value, state: &mut AgentState) -> Value {
 }
 
 /// A node with the bridge that the agent would have made.
-pub struct Node {
+pub(crate) struct Node {
     pub namespace: String,
     pub run_dir: PathBuf,
     pub agent: Option<FakeAgent>,
@@ -188,7 +192,7 @@ pub struct Node {
 }
 
 impl Node {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let id = COUNT.fetch_add(1, Ordering::Relaxed);
         let namespace = format!("shimt{}-{id}", std::process::id());
         sh(&format!("ip netns add {namespace}"));
@@ -208,31 +212,31 @@ impl Node {
         node
     }
 
-    pub fn start_agent(&mut self) {
+    pub(crate) fn start_agent(&mut self) {
         self.agent = Some(FakeAgent::start(&self.namespace, self.state.clone()));
     }
 
-    pub fn stop_agent(&mut self) {
+    pub(crate) fn stop_agent(&mut self) {
         self.agent = None;
     }
 
-    pub fn state(&self) -> std::sync::MutexGuard<'_, AgentState> {
+    pub(crate) fn state(&self) -> std::sync::MutexGuard<'_, AgentState> {
         self.state.lock().unwrap()
     }
 
     /// A new pod namespace.
-    pub fn pod(&mut self) -> String {
+    pub(crate) fn pod(&mut self) -> String {
         let name = format!("{}p{}", self.namespace, self.pods.len());
         sh(&format!("ip netns add {name}"));
         self.pods.push(name.clone());
         name
     }
 
-    pub fn sh(&self, command: &str) -> String {
+    pub(crate) fn sh(&self, command: &str) -> String {
         sh(&format!("ip netns exec {} {command}", self.namespace))
     }
 
-    pub fn call<'a>(&'a self, verb: &'a str) -> Call<'a> {
+    pub(crate) fn call<'a>(&'a self, verb: &'a str) -> Call<'a> {
         Call {
             node: self,
             conf: json!({"cniVersion": "1.1.0", "name": "weft", "type": "weft",
@@ -241,16 +245,16 @@ impl Node {
         }
     }
 
-    pub fn add(&self, id: &str, pod: &str) -> Call<'_> {
+    pub(crate) fn add(&self, id: &str, pod: &str) -> Call<'_> {
         self.call("ADD").key(id, "eth0").netns(pod)
     }
 
-    pub fn del(&self, id: &str) -> Call<'_> {
+    pub(crate) fn del(&self, id: &str) -> Call<'_> {
         self.call("DEL").key(id, "eth0")
     }
 
     /// Everything the plugin may have left on the node.
-    pub fn kernel(&self) -> String {
+    pub(crate) fn kernel(&self) -> String {
         let links = self.sh("ip -o link show type veth");
         let routes = self.sh("ip route show proto 117") + &self.sh("ip -6 route show proto 117");
         let neighbours = self.sh("ip neigh show nud permanent dev weft");
@@ -269,37 +273,37 @@ impl Drop for Node {
 }
 
 /// One call of the plugin.
-pub struct Call<'a> {
+pub(crate) struct Call<'a> {
     node: &'a Node,
     pub conf: Value,
     env: Vec<(&'static str, String)>,
 }
 
 impl Call<'_> {
-    pub fn env(mut self, name: &'static str, value: &str) -> Self {
+    pub(crate) fn env(mut self, name: &'static str, value: &str) -> Self {
         self.env.push((name, value.to_owned()));
         self
     }
 
-    pub fn key(self, id: &str, ifname: &str) -> Self {
+    pub(crate) fn key(self, id: &str, ifname: &str) -> Self {
         self.env("CNI_CONTAINERID", id).env("CNI_IFNAME", ifname)
     }
 
-    pub fn netns(self, pod: &str) -> Self {
+    pub(crate) fn netns(self, pod: &str) -> Self {
         self.env("CNI_NETNS", &format!("/run/netns/{pod}"))
     }
 
-    pub fn conf(mut self, key: &str, value: Value) -> Self {
+    pub(crate) fn conf(mut self, key: &str, value: Value) -> Self {
         self.conf[key] = value;
         self
     }
 
-    pub fn output(self) -> Output {
+    pub(crate) fn output(self) -> Output {
         let conf = self.conf.to_string();
         self.output_with(conf.as_bytes())
     }
 
-    pub fn output_with(self, input: &[u8]) -> Output {
+    pub(crate) fn output_with(self, input: &[u8]) -> Output {
         let mut child = Command::new("ip")
             .args(["netns", "exec", &self.node.namespace, env!("CARGO_BIN_EXE_weft")])
             .env_clear()
@@ -316,7 +320,7 @@ impl Call<'_> {
     }
 
     /// Must succeed; its result, if any.
-    pub fn ok(self) -> Value {
+    pub(crate) fn ok(self) -> Value {
         let output = self.output();
         let text = String::from_utf8(output.stdout).unwrap();
         assert!(output.status.success(), "{text}");
@@ -324,7 +328,7 @@ impl Call<'_> {
     }
 
     /// Must fail with this code; the error object.
-    pub fn fails(self, code: u32) -> Value {
+    pub(crate) fn fails(self, code: u32) -> Value {
         let version = self.conf["cniVersion"].clone();
         let output = self.output();
         let error: Value = serde_json::from_slice(&output.stdout).unwrap();
@@ -337,7 +341,7 @@ impl Call<'_> {
 }
 
 /// Waits until `done` holds.
-pub fn eventually(what: &str, mut done: impl FnMut() -> bool) {
+pub(crate) fn eventually(what: &str, mut done: impl FnMut() -> bool) {
     let start = Instant::now();
     while !done() {
         assert!(start.elapsed() < Duration::from_secs(20), "never: {what}");

@@ -218,11 +218,11 @@ pub(super) fn parsed<T: std::str::FromStr>(
     text.parse().map(Some).map_err(|_| wrong(&format!("{at}{key} {text:?}"), "an address"))
 }
 
-/// The objects of a list, each with its place for messages.
-fn objects<'a>(
-    object: &'a Map<String, Value>,
-    key: &str,
-) -> Result<Vec<(&'a Map<String, Value>, String)>, CniError> {
+/// An object, and its place for messages.
+type Placed<'a> = (&'a Map<String, Value>, String);
+
+/// The objects of a list.
+fn objects<'a>(object: &'a Map<String, Value>, key: &str) -> Result<Vec<Placed<'a>>, CniError> {
     let items = list(object, key, "prevResult.")?;
     let mut found = Vec::with_capacity(items.len());
     for (index, item) in items.iter().enumerate() {
