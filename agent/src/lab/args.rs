@@ -46,6 +46,14 @@ pub struct Args {
     pub log_dir: Option<PathBuf>,
 }
 
+/// The whole command line, for parsing on its own.
+#[derive(Debug, clap::Parser)]
+#[command(name = "agent lab")]
+pub(super) struct CommandLine {
+    #[command(flatten)]
+    pub(super) args: Args,
+}
+
 impl Args {
     /// The name of the lab.
     pub fn lab_name(&self) -> String {
