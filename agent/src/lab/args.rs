@@ -8,7 +8,8 @@ use weft_proto::names;
 
 /// A weft network of several nodes on this machine: nodes and pods are network
 /// namespaces; agents, shim, packets are real.
-#[derive(Debug, Clone, clap::Args)]
+#[derive(Debug, Clone, clap::Parser)]
+#[command(name = "agent lab")]
 #[allow(clippy::struct_excessive_bools, reason = "each is a switch of the command line")]
 pub struct Args {
     /// Number of nodes.
@@ -44,14 +45,6 @@ pub struct Args {
     /// Keep the agents' logs here.
     #[arg(long, value_name = "DIR")]
     pub log_dir: Option<PathBuf>,
-}
-
-/// The whole command line, for parsing on its own.
-#[derive(Debug, clap::Parser)]
-#[command(name = "agent lab")]
-pub(super) struct CommandLine {
-    #[command(flatten)]
-    pub(super) args: Args,
 }
 
 impl Args {

@@ -52,8 +52,8 @@ fn catch_signals() -> Result<()> {
 /// Runs `agent lab` with the arguments that follow these two words.
 pub fn run_command(arguments: Vec<OsString>) -> Result<ExitCode> {
     let program = OsString::from("agent lab");
-    match args::CommandLine::try_parse_from(std::iter::once(program).chain(arguments)) {
-        Ok(line) => run(line.args),
+    match Args::try_parse_from(std::iter::once(program).chain(arguments)) {
+        Ok(args) => run(args),
         Err(error) => {
             let code = if error.use_stderr() { USAGE } else { 0 };
             error.print()?;
