@@ -10,7 +10,7 @@ use ipnet::Ipv4Net;
 use weft_agent::lab::agents::AgentSpec;
 use weft_agent::lab::cleanup::{self, Entry};
 use weft_agent::lab::netns::{self, Netns};
-use weft_agent::lab::topology::Topology;
+use weft_agent::lab::topology::{Topology, prefix};
 
 use crate::node::Node;
 use crate::pod::Pod;
@@ -241,17 +241,29 @@ impl Builder {
     }
 }
 
+/// `target/weft-logs/TEST`, so that a failed test leaves its logs.
+fn log_directory(cluster: &str) -> Option<PathBuf> {
+    let own = std::env::current_exe().ok()?;
+    let target = own.ancestors().find(|path| path.ends_with("target"))?;
+    let thread = std::thread::current();
+    Some(target.join("weft-logs").join(thread.name().unwrap_or(cluster).replace("::", ".")))
+}
+
 impl Drop for Cluster {
     fn drop(&mut self) {
-        if std::thread::panicking() || std::env::var_os("WEFT_TEST_LOGS").is_some() {
+        if let Some(directory) = log_directory(&self.plan.name)
+            && std::fs::create_dir_all(&directory).is_ok()
+        {
             for node in &self.nodes {
-                eprintln!("{}", node.log_tail());
+                let _ =
+                    std::fs::write(directory.join(format!("{}.log", node.plan.name)), node.log());
             }
+            eprintln!("agents' logs: {}", directory.display());
         }
-        if std::env::var_os("WEFT_TEST_KEEP").is_some() && std::thread::panicking() {
+        if std::env::var_os("WEFT_TEST_KEEP").is_some() {
             eprintln!(
-                "WEFT_TEST_KEEP: namespaces of lab {} stay until the next run; files in {}",
-                self.plan.name,
+                "WEFT_TEST_KEEP: namespaces {}* stay until the next run; files in {}",
+                prefix(&self.plan.name),
                 self.entry.directory.display()
             );
             return;

@@ -8,7 +8,8 @@ use weft_proto::names;
 
 /// A weft network of several nodes on this machine: nodes and pods are network
 /// namespaces; agents, shim, packets are real.
-#[derive(Debug, Clone, clap::Args)]
+#[derive(Debug, Clone, clap::Parser)]
+#[command(name = "agent lab")]
 #[allow(clippy::struct_excessive_bools, reason = "each is a switch of the command line")]
 pub struct Args {
     /// Number of nodes.
