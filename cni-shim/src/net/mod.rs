@@ -14,6 +14,6 @@ pub(crate) use socket::{Batch, KernelError, Socket};
 pub(crate) use view::{AddressView, LinkView, NeighbourView, RouteView};
 
 pub(crate) use message::{
-    family, get_addresses, get_link, get_links, get_neighbour, get_neighbours, get_route,
+    DUMP, family, get_addresses, get_link, get_links, get_neighbour, get_neighbours, get_route,
     get_routes,
 };

@@ -4,20 +4,19 @@
 use std::net::IpAddr;
 use std::os::fd::RawFd;
 
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE};
 use nix::errno::Errno;
 use weft_proto::attachment::{Alias, AttachmentKey};
 use weft_proto::cni::{Bandwidth, CniError, RouteConf, code};
 use weft_proto::names;
 
-use super::message::{self, PodRoute};
+use super::message::{self, CREATE, DUMP, EXCLUSIVE, PodRoute, REPLACE};
 use super::routing::{Routing, gateway, routing};
 use super::socket::{Batch, KernelError, Reply, Socket};
 use super::tbf;
 use super::view::{LinkView, NeighbourView, RouteView};
 
-const UPSERT: u16 = NLM_F_CREATE | NLM_F_REPLACE;
-const ONCE: u16 = NLM_F_CREATE | NLM_F_EXCL;
+const UPSERT: u16 = CREATE | REPLACE;
+const ONCE: u16 = CREATE | EXCLUSIVE;
 const GONE: &[Errno] = &[Errno::ENODEV, Errno::ENOENT, Errno::ESRCH, Errno::EADDRNOTAVAIL];
 const THERE: &[Errno] = &[Errno::EEXIST];
 
@@ -280,7 +279,7 @@ impl Wiring<'_> {
             let mut batch = Batch::default();
             batch.add(
                 message::get_routes(message::family(*address)),
-                NLM_F_DUMP,
+                DUMP,
                 "list the container's routes",
             );
             others.extend(
@@ -294,7 +293,7 @@ impl Wiring<'_> {
         let mut neighbours = Vec::new();
         if others.iter().any(to_gateway) {
             let mut batch = Batch::default();
-            batch.add(message::get_neighbours(), NLM_F_DUMP, "list the container's neighbours");
+            batch.add(message::get_neighbours(), DUMP, "list the container's neighbours");
             neighbours.extend(
                 pod.run(&batch)?.iter().flatten().filter_map(|r| NeighbourView::parse(&r.payload)),
             );

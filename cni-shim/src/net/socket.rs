@@ -2,17 +2,16 @@
 
 use std::io;
 
-use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
-};
-use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::protocols::NETLINK_ROUTE;
 use nix::errno::Errno;
 use weft_proto::cni::{CniError, code};
 
+use super::message::{DUMP, Message};
 use super::view::attributes;
 
 const HEADER: usize = 16;
+const NLM_F_REQUEST: u16 = 1;
+const NLM_F_ACK: u16 = 4;
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
 const NLMSGERR_ATTR_MSG: u16 = 1;
@@ -66,7 +65,7 @@ impl Batch {
     /// Adds a request. `what` completes "the kernel refused to …".
     pub(crate) fn add(
         &mut self,
-        message: RouteNetlinkMessage,
+        message: Message,
         flags: u16,
         what: impl Into<String>,
     ) -> &mut Self {
@@ -76,43 +75,25 @@ impl Batch {
     /// Adds a request some of whose errors are as good as success.
     pub(crate) fn add_tolerant(
         &mut self,
-        message: RouteNetlinkMessage,
+        message: Message,
         flags: u16,
         what: impl Into<String>,
         tolerated: &'static [Errno],
     ) -> &mut Self {
-        let mut message =
-            NetlinkMessage::new(NetlinkHeader::default(), NetlinkPayload::from(message));
-        let dump = flags & NLM_F_DUMP == NLM_F_DUMP;
-        message.header.flags = NLM_F_REQUEST | if dump { flags } else { flags | NLM_F_ACK };
-        message.header.sequence_number = self.next_sequence();
-        message.finalize();
-        let start = self.bytes.len();
-        self.bytes.resize(start + message.buffer_len().next_multiple_of(4), 0);
-        message.serialize(&mut self.bytes[start..]);
-        self.requests.push(Request { what: what.into(), tolerated, dump });
-        self
-    }
-
-    /// Adds a request that is bytes already (what follows the header).
-    pub(crate) fn add_raw(
-        &mut self,
-        kind: u16,
-        flags: u16,
-        payload: &[u8],
-        what: impl Into<String>,
-        tolerated: &'static [Errno],
-    ) -> &mut Self {
+        let Message { kind, payload } = message;
+        let dump = flags & DUMP == DUMP;
+        // A dump ends with a message of its own.
+        let ack = if dump { 0 } else { NLM_F_ACK };
         let length = u32::try_from(HEADER + payload.len()).unwrap_or(u32::MAX);
         self.bytes.extend_from_slice(&length.to_ne_bytes());
         self.bytes.extend_from_slice(&kind.to_ne_bytes());
-        self.bytes.extend_from_slice(&(NLM_F_REQUEST | NLM_F_ACK | flags).to_ne_bytes());
+        self.bytes.extend_from_slice(&(NLM_F_REQUEST | ack | flags).to_ne_bytes());
         let sequence = self.next_sequence();
         self.bytes.extend_from_slice(&sequence.to_ne_bytes());
         self.bytes.extend_from_slice(&0_u32.to_ne_bytes());
-        self.bytes.extend_from_slice(payload);
+        self.bytes.extend_from_slice(&payload);
         self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
-        self.requests.push(Request { what: what.into(), tolerated, dump: false });
+        self.requests.push(Request { what: what.into(), tolerated, dump });
         self
     }
 
@@ -233,7 +214,7 @@ mod tests {
     #[test]
     fn truncated_datagrams_end_quietly() {
         let mut batch = Batch::default();
-        batch.add_raw(18, 0, &[0; 16], "look", &[]);
+        batch.add(super::super::get_links(), 0, "look");
         assert_eq!(Messages(&batch.bytes).count(), 1);
         for cut in 0..batch.bytes.len() {
             assert_eq!(Messages(&batch.bytes[..cut]).count(), 0);

@@ -1,5 +1,4 @@
-//! Bandwidth limits: a token bucket at the root of an interface, in raw
-//! messages, since the packet crate has no type for it.
+//! Bandwidth limits: a token bucket at the root of an interface.
 //!
 //! Both limits are egress limits of one end of the pair: traffic to the
 //! container leaves the host end, traffic from it leaves the container's end,
@@ -9,8 +8,7 @@
 //! container with CAP_NET_ADMIN could lift its own limit, but it could as well
 //! change its addresses; such containers are trusted with the node already.
 
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_REPLACE};
-
+use super::message::{CREATE, Message, REPLACE, attribute};
 use super::socket::Batch;
 
 const RTM_NEWQDISC: u16 = 36;
@@ -44,14 +42,6 @@ fn bucket(rate_bits: u64, burst_bits: u64, mtu: u32) -> Bucket {
         burst: u32::try_from(burst).unwrap_or(u32::MAX),
         limit: u32::try_from(limit).unwrap_or(u32::MAX),
     }
-}
-
-fn attribute(out: &mut Vec<u8>, kind: u16, value: &[u8]) {
-    let length = u16::try_from(4 + value.len()).unwrap_or(u16::MAX);
-    out.extend_from_slice(&length.to_ne_bytes());
-    out.extend_from_slice(&kind.to_ne_bytes());
-    out.extend_from_slice(value);
-    out.resize(out.len().next_multiple_of(4), 0);
 }
 
 fn payload(link: u32, bucket: Bucket) -> Vec<u8> {
@@ -93,7 +83,7 @@ pub(crate) fn limit(
         return;
     }
     let payload = payload(link, bucket(rate_bits, burst_bits, mtu));
-    batch.add_raw(RTM_NEWQDISC, NLM_F_CREATE | NLM_F_REPLACE, &payload, what, &[]);
+    batch.add(Message { kind: RTM_NEWQDISC, payload }, CREATE | REPLACE, what);
 }
 
 #[cfg(test)]

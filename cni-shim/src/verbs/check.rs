@@ -2,14 +2,13 @@
 
 use std::net::IpAddr;
 
-use netlink_packet_core::NLM_F_DUMP;
 use nix::errno::Errno;
 use weft_proto::cni::{CniError, Conf, Env, Outcome, SpecVersion, code};
 use weft_proto::names::{self, format_mac};
 
 use crate::agent::Agent;
 use crate::net::{
-    AddressView, Batch, KernelError, LinkView, NeighbourView, RouteView, Socket, gateway,
+    AddressView, Batch, DUMP, KernelError, LinkView, NeighbourView, RouteView, Socket, gateway,
     get_addresses, get_link, get_neighbour, get_neighbours, get_route, get_routes,
 };
 use crate::netns::Sandbox;
@@ -100,7 +99,7 @@ fn check_pod(
 ) -> Result<(), CniError> {
     let mut dump = |message, what: &str| {
         let mut batch = Batch::default();
-        batch.add(message, NLM_F_DUMP, what);
+        batch.add(message, DUMP, what);
         pod.run(&batch).map(|replies| replies.into_iter().flatten().collect::<Vec<_>>())
     };
     let there: Vec<_> = dump(get_addresses(), "list addresses")?

@@ -3,13 +3,12 @@
 use std::io::Write;
 use std::net::IpAddr;
 
-use netlink_packet_core::NLM_F_DUMP;
 use weft_proto::attachment::{Alias, AttachmentKey};
 use weft_proto::cni::{CniError, Conf, Env, Outcome};
 use weft_proto::names;
 
 use crate::agent::{Agent, run_dir};
-use crate::net::{Batch, LinkView, Socket, clear, get_links};
+use crate::net::{Batch, DUMP, LinkView, Socket, clear, get_links};
 use crate::note;
 
 pub(crate) fn run(env: &Env, conf: &Conf, agent: &Agent) -> Result<(), CniError> {
@@ -59,7 +58,7 @@ fn clear_with(
     told: &[IpAddr],
 ) -> Result<(), crate::net::KernelError> {
     let mut batch = Batch::default();
-    batch.add(get_links(), NLM_F_DUMP, "list links");
+    batch.add(get_links(), DUMP, "list links");
     let replies = socket.run(&batch)?;
     let links: Vec<LinkView> =
         replies.iter().flatten().filter_map(|reply| LinkView::parse(&reply.payload)).collect();
