@@ -26,7 +26,7 @@ fn canonical(peer: &str, default_port: u16) -> String {
 ///
 /// The list need not contain the node itself (Weave's launcher left it out):
 /// it is added. A node without peers founds alone.
-pub fn founding(
+pub(super) fn founding(
     init: &Init,
     peers: &[String],
     own: &[IpAddr],

@@ -12,7 +12,7 @@ use super::peers::PeerBook;
 use crate::dataplane::intent::{Intent, PeerIntent, PodIntent};
 
 /// Peers and their blocks. Also tells whether the address of every owner is known.
-pub fn peers(
+pub(super) fn peers(
     ledger: &Ledger,
     book: &PeerBook,
     me: NodeId,
@@ -36,7 +36,7 @@ pub fn peers(
 }
 
 /// The whole intent.
-pub fn intent(
+pub(super) fn intent(
     ledger: &Ledger,
     peers: BTreeMap<NodeId, PeerIntent>,
     own: Vec<IpAddr>,

@@ -28,6 +28,9 @@ pub(super) async fn follow(app: Arc<App>) {
         leases.borrow_and_update();
         if ledger.cluster().is_some() {
             app.ipam.follow(&ledger);
+            // After `grow` the cluster's ranges are what peers must agree on;
+            // what this node was configured with is checked when it joins.
+            app.mesh.set_ranges(ledger.ranges().to_vec());
             let news = book.learn(&view, app.me);
             book.keep(|node| ledger.member(node).is_some() || view.members.contains_key(&node));
             if news && let Err(e) = book.store() {

@@ -13,14 +13,14 @@ use crate::mesh::net::MeshView;
 
 /// The book of addresses.
 #[derive(Debug)]
-pub struct PeerBook {
+pub(super) struct PeerBook {
     path: PathBuf,
     known: BTreeMap<NodeId, Vec<IpAddr>>,
 }
 
 impl PeerBook {
     /// Reads the book; a damaged one is as good as none, since gossip fills it again.
-    pub fn open(path: &Path) -> Self {
+    pub(super) fn open(path: &Path) -> Self {
         let known = match std::fs::read(path) {
             Ok(bytes) => serde_json::from_slice(&bytes).unwrap_or_else(|e| {
                 tracing::warn!("{}: {e}; starting with an empty book of peers", path.display());
@@ -32,7 +32,7 @@ impl PeerBook {
     }
 
     /// Learns from the mesh; true if something is new.
-    pub fn learn(&mut self, view: &MeshView, me: NodeId) -> bool {
+    pub(super) fn learn(&mut self, view: &MeshView, me: NodeId) -> bool {
         let mut news = false;
         for (node, member) in view.members.iter().filter(|(node, _)| **node != me) {
             let underlay = &member.record.underlay;
@@ -45,17 +45,17 @@ impl PeerBook {
     }
 
     /// Forgets who is no longer a member of the cluster.
-    pub fn keep(&mut self, is_member: impl Fn(NodeId) -> bool) {
+    pub(super) fn keep(&mut self, is_member: impl Fn(NodeId) -> bool) {
         self.known.retain(|node, _| is_member(*node));
     }
 
     /// Where to send packets for a node: its first address of the wanted family.
-    pub fn address(&self, node: NodeId, ipv6: bool) -> Option<IpAddr> {
+    pub(super) fn address(&self, node: NodeId, ipv6: bool) -> Option<IpAddr> {
         self.known.get(&node)?.iter().copied().find(|ip| ip.is_ipv6() == ipv6)
     }
 
     /// Writes the book.
-    pub fn store(&self) -> io::Result<()> {
+    pub(super) fn store(&self) -> io::Result<()> {
         write_durably(&self.path, &self.known)
     }
 }
