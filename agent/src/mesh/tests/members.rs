@@ -204,3 +204,26 @@ fn an_ipv6_underlay_does() {
     until("both families", || both.established() >= 2);
     assert!(both.mesh.is_connected(d.id()) && both.mesh.is_connected(nodes[0].id()));
 }
+
+#[test]
+fn thirty_nodes_know_each_other_without_a_full_mesh() {
+    // One runtime for all: thirty would be too many threads.
+    let runtime = runtime();
+    let mut meshes: Vec<MeshHandle> = Vec::new();
+    for n in 0..30 {
+        let targets = meshes.first().map(|m| m.local_addr().to_string()).into_iter().collect();
+        let config = MeshConfig { targets, ..config(&format!("n{n}")) };
+        meshes.push(runtime.block_on(async { Mesh::start(config) }).unwrap());
+    }
+    let (ids, me): (Vec<_>, _) = (meshes.iter().map(PeerNet::me).collect(), 29);
+    until("all see all alive", || {
+        meshes.iter().all(|m| ids.iter().all(|id| m.view().is_alive(*id)))
+    });
+    // Whoever is not connected is connected on demand.
+    let echo = Frame::new(&Echo(vec![3])).unwrap();
+    for id in ids.iter().take(me) {
+        let answer = runtime.block_on(meshes[me].call(*id, echo.clone(), PATIENCE));
+        assert_eq!(answer.unwrap(), echo);
+    }
+    runtime.shutdown_background();
+}
