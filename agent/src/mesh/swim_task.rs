@@ -50,7 +50,9 @@ pub(super) async fn run(state: Arc<State>, mut inputs: mpsc::Receiver<Input>) {
         swim.tick(now);
         if now >= greet {
             greet = now + GREET;
-            swim.greet(now);
+            let known: Vec<_> =
+                lock(&state.records).iter().map(|r| (r.node, r.incarnation)).collect();
+            swim.greet(now, &known);
         }
         send_all(&state, &mut swim);
         let liveness = swim.liveness();
