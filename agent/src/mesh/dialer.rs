@@ -25,7 +25,7 @@ const FULL_MESH: usize = 16;
 /// Beyond that, so many random connections are kept.
 const ACTIVE: usize = 8;
 /// Beyond that, connections unused for so long are closed.
-const IDLE_OUT: Duration = Duration::from_secs(60);
+const IDLE_OUT: Duration = Duration::from_secs(20);
 /// Dials of one round of maintenance: paced, so that a restart is no storm.
 const PER_ROUND: usize = 4;
 /// Time between two targets of a long list, on average.

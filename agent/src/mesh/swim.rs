@@ -2,7 +2,7 @@
 //! the time and returns what to send. No socket, no clock.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::time::{Duration, Instant};
 
@@ -16,6 +16,8 @@ use super::swim_codec::{SwimCodec, SwimId};
 
 /// Fits a QUIC datagram on the smallest MTU QUIC allows, with our header.
 const PACKET: usize = 1100;
+/// Nodes known by record only that are greeted in one round.
+const STRANGERS: usize = 4;
 
 /// Something happened.
 #[derive(Debug, Clone)]
@@ -67,6 +69,8 @@ pub(super) struct Swim {
     /// Connected peers and the life we talk to.
     connected: BTreeMap<NodeId, u64>,
     left: bool,
+    /// Where the next round of greetings starts.
+    round: usize,
 }
 
 fn config(size: u32) -> Config {
@@ -75,8 +79,9 @@ fn config(size: u32) -> Config {
         config.max_packet_size = packet;
     }
     // The library waits 4 s (times log10 of the size) before a suspect is
-    // dead; half of that keeps death within 5 s in a small cluster.
-    config.suspect_to_down_after /= 2;
+    // dead; 2.5 s keeps death within about 5 s in a small cluster, and still
+    // leaves a busy node a dozen rounds of gossip to refute.
+    config.suspect_to_down_after = config.suspect_to_down_after.mul_f64(0.625);
     config
 }
 
@@ -92,6 +97,7 @@ impl Swim {
             sized_for: 8,
             connected: BTreeMap::new(),
             left: false,
+            round: 0,
         }
     }
 
@@ -166,7 +172,9 @@ impl Swim {
 
     /// Once in a while: whoever is connected but not a member (after a healed
     /// partition, or a lost packet) is greeted again; timeouts follow the size.
-    pub(super) fn greet(&mut self, now: Instant) {
+    /// So are, a few at a time, nodes that have a record (`known`, with their
+    /// life) and of which gossip has told nothing: it is only sent so often.
+    pub(super) fn greet(&mut self, now: Instant, known: &[(NodeId, u64)]) {
         if self.left {
             return;
         }
@@ -181,7 +189,16 @@ impl Swim {
         self.foca.iter_members().for_each(|m| {
             absent.remove(&m.id().node);
         });
-        for (node, session) in absent.into_iter().take(16) {
+        let heard: BTreeSet<NodeId> =
+            self.foca.iter_membership_state().map(|m| m.id().node).collect();
+        let me = self.me().node;
+        let unheard: Vec<_> =
+            known.iter().filter(|(node, _)| *node != me && !heard.contains(node)).collect();
+        self.round = self.round.wrapping_add(STRANGERS);
+        let start = self.round % unheard.len().max(1);
+        let strangers = unheard.iter().cycle().skip(start).take(unheard.len().min(STRANGERS));
+        let greeted = absent.into_iter().take(16).chain(strangers.map(|n| **n));
+        for (node, session) in greeted.collect::<Vec<_>>() {
             let _ = self.foca.announce(SwimId { node, session, rejoins: 0 }, &mut self.out);
         }
         self.collect(now);
@@ -336,8 +353,24 @@ mod tests {
                 world.step();
             }
             let now = world.now;
-            world.nodes.values_mut().for_each(|n| n.greet(now));
+            world.nodes.values_mut().for_each(|n| n.greet(now, &[]));
         }
+    }
+
+    #[test]
+    fn who_is_known_by_record_only_is_greeted() {
+        let mut world = World::new(1);
+        for n in 2..=7 {
+            world.nodes.insert(id(n), Swim::new(id(n), 5, u64::from(n)));
+        }
+        let known: Vec<_> = (1..=9).map(|n| (id(n), 5)).collect();
+        for _ in 0..4 {
+            let now = world.now;
+            world.nodes.get_mut(&id(1)).unwrap().greet(now, &known);
+            (0..5).for_each(|_| world.step());
+        }
+        assert!((2..=7).all(|n| world.sees(1, n) == Some(Liveness::Alive)));
+        assert_eq!(world.sees(1, 9), None);
     }
 
     #[test]

@@ -1,6 +1,5 @@
 //! Drives the SWIM state machine: time, packets, results.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -19,8 +18,8 @@ use super::swim::{GREET, Input, Swim};
 /// Longest sleep, so that a change of the members is never seen late.
 const NAP: Duration = Duration::from_millis(500);
 
-/// Connections younger than this survive the death of their node.
-const YOUNG: Duration = Duration::from_secs(3);
+/// How long a node declared dead may take to show that it is not.
+const LAST_ASK: Duration = Duration::from_secs(2);
 
 pub(super) async fn run(state: Arc<State>, mut inputs: mpsc::Receiver<Input>) {
     let mut swim = Swim::new(state.me, state.session, rand::random());
@@ -50,33 +49,35 @@ pub(super) async fn run(state: Arc<State>, mut inputs: mpsc::Receiver<Input>) {
         swim.tick(now);
         if now >= greet {
             greet = now + GREET;
-            swim.greet(now);
+            let known: Vec<_> =
+                lock(&state.records).iter().map(|r| (r.node, r.incarnation)).collect();
+            swim.greet(now, &known);
         }
         send_all(&state, &mut swim);
         let liveness = swim.liveness();
-        let changed = {
-            let mut known = lock(&state.liveness);
-            let changed = *known != liveness;
-            if changed {
-                *known = liveness.clone();
-            }
-            changed
-        };
-        if changed {
-            drop_dead(&state, &liveness);
+        let before = std::mem::replace(&mut *lock(&state.liveness), liveness.clone());
+        if before != liveness {
+            let died = liveness
+                .iter()
+                .filter(|(node, l)| **l == Liveness::Dead && before.get(node) != Some(l))
+                .map(|(node, _)| *node);
+            died.for_each(|node| check_dead(&state, node));
             state.refresh_view();
         }
     }
 }
 
-/// A connection to a dead node only makes callers wait for its timeout. Young
-/// ones may be of its next life, which membership has yet to hear of.
-fn drop_dead(state: &State, liveness: &BTreeMap<NodeId, Liveness>) {
-    for (node, _) in liveness.iter().filter(|(_, l)| **l == Liveness::Dead) {
-        if let Some(conn) = lock(&state.pool).get(*node).filter(|c| c.since.elapsed() > YOUNG) {
+/// A connection to a dead node only makes callers wait for its timeout. It is
+/// asked once more before it is closed: a node too busy to answer probes in
+/// time is not helped by having to shake hands again.
+fn check_dead(state: &State, node: NodeId) {
+    let Some(conn) = lock(&state.pool).get(node) else { return };
+    let Ok(echo) = Frame::new(&v1::Echo(Vec::new())) else { return };
+    tokio::spawn(async move {
+        if conn::request(&conn, &echo, LAST_ASK).await.is_err() {
             conn.quic.close(VarInt::from_u32(0), b"declared dead");
         }
-    }
+    });
 }
 
 fn send_all(state: &Arc<State>, swim: &mut Swim) {

@@ -80,12 +80,11 @@ fn the_killed_is_dead_and_returns_as_a_new_life() {
     all_see_all(&nodes);
     nodes.pop().unwrap().kill();
     until("dead", || nodes.iter().all(|n| n.sees(id) == Some(Liveness::Dead)));
-    let error = nodes[0].block_on(nodes[0].mesh.call(
-        id,
-        Frame::new(&Echo(vec![])).unwrap(),
-        Duration::from_millis(200),
-    ));
-    assert!(matches!(error, Err(CallError::Unreachable { .. })), "{error:?}");
+    let echo = Frame::new(&Echo(vec![])).unwrap();
+    until("a call fails at once", || {
+        let call = nodes[0].mesh.call(id, echo.clone(), Duration::from_millis(200));
+        matches!(nodes[0].block_on(call), Err(CallError::Unreachable { .. }))
+    });
     // Same port: peers' leftovers of the old life must not be in the way.
     let again = MeshConfig { bind: address, session: c.session + 1000, ..c };
     nodes.push(start(again));
@@ -203,4 +202,27 @@ fn an_ipv6_underlay_does() {
     let d = start(MeshConfig { targets: vec![format!("127.0.0.1:{port}")], ..config("d") });
     until("both families", || both.established() >= 2);
     assert!(both.mesh.is_connected(d.id()) && both.mesh.is_connected(nodes[0].id()));
+}
+
+#[test]
+fn more_than_a_full_mesh_know_and_reach_each_other() {
+    // One runtime for all: one each would be too many threads.
+    let runtime = runtime();
+    let mut meshes: Vec<MeshHandle> = Vec::new();
+    for n in 0..18 {
+        let targets = meshes.first().map(|m| m.local_addr().to_string()).into_iter().collect();
+        let config = MeshConfig { targets, ..config(&format!("n{n}")) };
+        meshes.push(runtime.block_on(async { Mesh::start(config) }).unwrap());
+    }
+    let (ids, me): (Vec<_>, _) = (meshes.iter().map(PeerNet::me).collect(), 17);
+    until("all see all alive", || {
+        meshes.iter().all(|m| ids.iter().all(|id| m.view().is_alive(*id)))
+    });
+    // Whoever is not connected is connected on demand.
+    let echo = Frame::new(&Echo(vec![3])).unwrap();
+    for id in ids.iter().take(me) {
+        let answer = runtime.block_on(meshes[me].call(*id, echo.clone(), PATIENCE));
+        assert_eq!(answer.unwrap(), echo);
+    }
+    runtime.shutdown_background();
 }
