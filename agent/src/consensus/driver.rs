@@ -45,6 +45,15 @@ pub(crate) async fn lead(core: Arc<Core>) {
             core.found_ledger(&running).await;
             continue;
         }
+        // Changes are awaited here, so a joint membership was left half way by
+        // a former leader or a timeout: nobody else completes it.
+        let metrics = running.metrics();
+        if let [_, .., target] =
+            metrics.membership_config.membership().get_joint_config().as_slice()
+        {
+            core.change(&running, Change::SetVoters(target.clone())).await;
+            continue;
+        }
         let Some(situation) = core.situation(&running, &mut vacant) else { continue };
         let patience = Patience { dead: core.config.voter_dead_after, vacant: VACANT };
         if let Some(change) = next_change(&situation, patience) {

@@ -57,7 +57,7 @@ async fn watch_view(core: Arc<Core>) {
 /// Handle to a running consensus; cheap to clone.
 #[derive(Clone)]
 pub struct ConsensusHandle {
-    core: Arc<Core>,
+    pub(super) core: Arc<Core>,
     tasks: Arc<Mutex<Option<JoinSet<()>>>>,
 }
 

@@ -2,9 +2,12 @@
 
 use std::time::Duration;
 
+use weft_proto::id::NodeId;
 use weft_proto::ledger::{Op, Outcome};
 
 use super::super::Founding;
+use super::super::seats::{SeatError, Seats};
+use super::super::store::Db;
 use super::world::{World, all_joined, seats, until};
 
 const ABC: &[&str] = &["a", "b", "c"];
@@ -45,7 +48,8 @@ async fn a_single_founder_grows_to_three_voters() {
         nodes.push(node);
     }
     all_joined(&nodes).await;
-    until("three voters", || nodes.iter().all(|n| n.h().status().voters.len() == 3)).await;
+    // In the middle of the change the founder is still needed.
+    until("three voters", || nodes.iter().all(|n| n.settled_voters() == 3)).await;
     // The founder is now dispensable.
     let mut founder = nodes.remove(0);
     world.stop(&mut founder).await;
@@ -132,4 +136,43 @@ async fn a_replay_has_the_same_outcome() {
     assert!(matches!(first.1, Outcome::Granted(_)));
     assert_eq!(first.1, again.1);
     assert_eq!(nodes[0].h().ledger().blocks_of(nodes[1].id).count(), 1);
+}
+
+#[tokio::test]
+async fn two_clusters_that_meet_stay_apart() {
+    let world = World::default();
+    let mut a = world.node(1, Founding::Single);
+    let mut b = world.node(2, Founding::Single);
+    world.group(&[&a], 1);
+    world.start(&mut a).await.unwrap();
+    world.start(&mut b).await.unwrap();
+    let nodes = [a, b];
+    all_joined(&nodes).await;
+    let (mine, theirs) = (nodes[0].h().ledger(), nodes[1].h().ledger());
+    assert_ne!(mine.cluster(), theirs.cluster());
+    world.group(&[&nodes[0]], 0);
+    nodes[0].h().on_head(nodes[1].id, theirs.head());
+    assert_eq!(nodes[0].h().refused(), 1);
+    // Work goes on in both; heads told by notify are refused and counted.
+    nodes[0].acquire().await;
+    nodes[1].acquire().await;
+    until("both refuse", || nodes.iter().all(|n| n.h().refused() > 0)).await;
+    assert_eq!(nodes[0].h().ledger().members().count(), 1);
+    assert_eq!(nodes[1].h().ledger().cluster(), theirs.cluster());
+}
+
+#[tokio::test]
+async fn a_seat_belongs_to_the_first_node_heard_in_it() {
+    let dir = super::world::TempDir::new();
+    let (me, first, second) = (NodeId([1; 16]), NodeId([2; 16]), NodeId([3; 16]));
+    let seat = weft_proto::id::RaftId([9; 16]);
+    {
+        let seats = Seats::load(Db::open(&dir.0, me).unwrap()).await.unwrap();
+        seats.heard(seat, first).await.unwrap();
+    }
+    let seats = Seats::load(Db::open(&dir.0, me).unwrap()).await.unwrap();
+    seats.heard(seat, first).await.unwrap();
+    assert!(matches!(seats.heard(seat, second).await, Err(SeatError::Taken { .. })));
+    // A seat that is the node's own id needs no binding.
+    seats.heard(super::super::types::seat_of_node(second), second).await.unwrap();
 }

@@ -172,7 +172,7 @@ async fn a_survivor_founds_again_with_every_block() {
         nodes.push(node);
     }
     all_joined(&nodes).await;
-    until("five voters", || nodes.iter().all(|n| n.h().status().voters.len() == 5)).await;
+    until("five voters", || nodes.iter().all(|n| n.settled_voters() == 5)).await;
     assert!(matches!(nodes[4].h().recover().await, Err(RecoverError::Healthy(_))));
     let blocks = nodes[4].acquire().await;
     for node in &mut nodes[0..3] {

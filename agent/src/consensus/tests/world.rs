@@ -268,6 +268,18 @@ impl Node {
         self.handle.as_ref().unwrap()
     }
 
+    /// Voters of a membership that is committed and not joint; else none.
+    pub(crate) fn settled_voters(&self) -> usize {
+        let Some(running) = self.h().core.running() else { return 0 };
+        let metrics = running.metrics();
+        let config = &metrics.membership_config;
+        let committed = config.log_id().as_ref() <= metrics.last_applied.as_ref();
+        match config.membership().get_joint_config().as_slice() {
+            [voters] if committed => voters.len(),
+            _ => 0,
+        }
+    }
+
     pub(crate) fn waiting(&self) -> String {
         self.h().status().waiting.unwrap_or_default()
     }
