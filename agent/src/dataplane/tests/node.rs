@@ -101,7 +101,7 @@ fn restores_whatever_is_deleted() {
     let host = &p.host_ifname;
     let wired = || {
         ns.try_sh(&format!(
-            "ip route show 10.32.0.2; ip neigh show 10.32.0.2; bridge fdb show br weft | grep static;
+            "ip route show 10.32.0.2; ip neigh show 10.32.0.2 | cut -d' ' -f1-6; bridge fdb show br weft | grep static;
              bridge -d link show dev {host} | tr ' ' '\n' | grep -A1 -E 'isolated|learning'"
         ))
         .1
@@ -128,7 +128,7 @@ fn restores_whatever_is_deleted() {
             ip neigh show dev weft-vx nud permanent; cat /sys/class/net/weft/mtu;
             cat /sys/class/net/weft/address; cat /sys/class/net/weft-vx/address; nft list ruleset;
             cat /proc/sys/net/ipv4/ip_forward");
-        normal(links) + &wired()
+        normal(links) + "\n" + &wired()
     };
     eventually("in sync", || handle.status().in_sync);
     let before = state();
@@ -159,10 +159,16 @@ fn restores_whatever_is_deleted() {
     ] {
         let script = harm.replace("HOST", host);
         let (_, said) = ns.try_sh(&script);
-        eventually(harm, || {
-            let now = state();
-            now == before
-        });
+        let mut now = state();
+        let end = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        while now != before {
+            if std::time::Instant::now() > end {
+                let missing: Vec<_> = before.lines().filter(|l| !now.contains(*l)).collect();
+                let extra: Vec<_> = now.lines().filter(|l| !before.contains(*l)).collect();
+                panic!("{harm}: missing {missing:#?} extra {extra:#?} {:?}", handle.status());
+            }
+            now = state();
+        }
         println!("restored: {harm} {said}");
     }
     eventually("quiet", || handle.status().in_sync);
