@@ -229,6 +229,11 @@ fn sysctls(intent: &Intent, facts: &NodeFacts) -> BTreeMap<String, String> {
         set(format!("net/ipv4/conf/{dev}/rp_filter"), rp_filter);
         set(format!("net/ipv6/conf/{dev}/accept_ra"), "0");
     }
+    // br_netfilter rewrites destinations while a frame is still on the bridge and
+    // then bridges it, which isolated ports refuse. All pod traffic is routed
+    // here, so the ordinary hooks see it without that.
+    set("net/bridge/bridge-nf-call-iptables".to_owned(), "0");
+    set("net/bridge/bridge-nf-call-ip6tables".to_owned(), "0");
     // Same-node traffic is routed back out of the bridge: that is meant so.
     set(format!("net/ipv4/conf/{BRIDGE}/send_redirects"), "0");
     if intent.pods.values().any(|pod| !pod.port_mappings.is_empty()) {
