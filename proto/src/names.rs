@@ -41,12 +41,6 @@ pub const RT_PROTOCOL: u8 = 117;
 /// nftables table in families `inet` and `bridge`.
 pub const NFT_TABLE: &str = "weft";
 
-/// MAC of `weft-vx`, the same on every node: the tunnel carries no addresses to learn.
-pub const VXLAN_MAC: [u8; 6] = [0x0e, 0x77, 0x65, 0x66, 0x74, 0x01];
-/// Next hop on `weft-vx` (IPv4), reached through one permanent neighbour.
-pub const VXLAN_NEXTHOP4: Ipv4Addr = Ipv4Addr::new(169, 254, 117, 1);
-/// Next hop on `weft-vx` (IPv6).
-pub const VXLAN_NEXTHOP6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0x77, 0x6566, 0x7401);
 /// The gateway every pod sees (IPv4): link-local, the bridge's MAC behind a permanent neighbour.
 pub const POD_GATEWAY4: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
 /// The gateway every pod sees (IPv6).
@@ -119,6 +113,26 @@ pub fn pod_mac(address: IpAddr) -> [u8; 6] {
     }
 }
 
+/// MAC of a node's `weft-vx`, from its identity. One for all nodes would not
+/// do: the kernel drops a tunnelled frame whose source is its own address.
+pub fn vxlan_mac(node: &[u8; 16]) -> [u8; 6] {
+    local_mac(0x0e, fnv64(&[b"vxlan", node]))
+}
+
+/// Gateway on `weft-vx` that stands for a VTEP: the VTEP's own address where
+/// IPv4 goes over IPv4, a link-local one made from it otherwise.
+pub fn vxlan_gateway(vtep: IpAddr, ipv6_route: bool) -> IpAddr {
+    match vtep {
+        IpAddr::V4(_) if !ipv6_route => vtep,
+        IpAddr::V4(v4) => link_local(fnv64(&[b"vtep", &v4.octets()])),
+        IpAddr::V6(v6) => link_local(fnv64(&[b"vtep", &v6.octets()])),
+    }
+}
+
+fn link_local(hash: u64) -> IpAddr {
+    Ipv6Addr::from((0xfe80_u128 << 112) | u128::from(hash)).into()
+}
+
 fn local_mac(first: u8, hash: u64) -> [u8; 6] {
     let b = hash.to_be_bytes();
     [first, b[3], b[4], b[5], b[6], b[7]]
@@ -145,7 +159,8 @@ mod tests {
 
     #[test]
     fn macs_are_local_unicast() {
-        for mac in [bridge_mac("n1"), pod_mac("10.32.0.1".parse().unwrap()), VXLAN_MAC] {
+        let pod = pod_mac("10.32.0.1".parse().unwrap());
+        for mac in [bridge_mac("n1"), pod, vxlan_mac(&[7; 16])] {
             assert_eq!(mac[0] & 3, 2);
         }
         assert_eq!(format_mac(pod_mac("10.32.0.1".parse().unwrap())), "0a:58:0a:20:00:01");

@@ -4,9 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use weft_proto::names::{
-    BRIDGE, RT_PROTOCOL, VNI, VXLAN, VXLAN_NEXTHOP4, VXLAN_NEXTHOP6,
-};
+use weft_proto::names::{BRIDGE, RT_PROTOCOL, VNI, VXLAN, vxlan_gateway};
 
 use super::model::{Kind, LinkSpec, Mac, Nexthop, Op, PortFlags, Route, RouteKey, Target, Via};
 use super::netlink::codec::{F_ACK, F_CREATE, F_EXCL, F_REPLACE, Writer};
@@ -305,9 +303,7 @@ fn write_nexthop(w: &mut Writer, id: u32, index: u32, nexthop: &Nexthop) {
     match &nexthop.via {
         Via::Direct { gateway, .. } => w.attr_ip(6, *gateway),
         Via::Tunnel { dst } => {
-            let gateway: IpAddr =
-                if nexthop.ipv6 { VXLAN_NEXTHOP6.into() } else { VXLAN_NEXTHOP4.into() };
-            w.attr_ip(6, gateway);
+            w.attr_ip(6, vxlan_gateway(*dst, nexthop.ipv6));
             w.attr_u16(7, if dst.is_ipv6() { 4 } else { 2 });
             w.nest(8, |w| {
                 w.attr(1, &u64::from(VNI).to_be_bytes());

@@ -5,9 +5,8 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use weft_proto::api::{Condition, Health};
-use weft_proto::names::{
-    BRIDGE, VXLAN, VXLAN_MAC, VXLAN_NEXTHOP4, VXLAN_NEXTHOP6, bridge_mac,
-};
+use weft_proto::id::NodeId;
+use weft_proto::names::{BRIDGE, VXLAN, bridge_mac, vxlan_gateway, vxlan_mac};
 
 use super::intent::Intent;
 use super::model::{Kind, LinkSpec, Mac, Nexthop, PortFlags, Route, RouteKey, Target, Via};
@@ -18,8 +17,10 @@ pub const BLACKHOLE_METRIC: u32 = 65_535;
 /// What a node knows besides the intent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NodeFacts {
-    /// Node name.
+    /// Node name: the bridge's MAC comes from it.
     pub name: String,
+    /// Identity: the VXLAN device's MAC comes from it.
+    pub id: NodeId,
     /// Underlay device, if one was found.
     pub device: Option<String>,
     /// Own underlay addresses with their on-link prefixes, preferred first.
@@ -56,7 +57,7 @@ pub struct Desired {
     pub addrs: BTreeSet<IpNet>,
     /// Ranges of the pod network.
     pub ranges: Vec<IpNet>,
-    /// The fixed next hops on the VXLAN device.
+    /// Peers' gateways on the VXLAN device.
     pub neighs: BTreeMap<IpAddr, Mac>,
     /// One per peer and family.
     pub nexthops: BTreeMap<u32, Nexthop>,
@@ -86,17 +87,13 @@ pub fn desired(intent: &Intent, facts: &NodeFacts) -> Desired {
     let mut out = Desired {
         links: BTreeMap::from([
             (BRIDGE.to_owned(), spec(Kind::Bridge, bridge_mac(&facts.name), facts.mtu)),
-            (VXLAN.to_owned(), spec(vxlan, VXLAN_MAC, facts.mtu)),
+            (VXLAN.to_owned(), spec(vxlan, vxlan_mac(&facts.id.0), facts.mtu)),
         ]),
         addrs: own_addresses(intent),
         ranges: intent.ranges.clone(),
-        neighs: BTreeMap::from([(VXLAN_NEXTHOP4.into(), VXLAN_MAC)]),
         sysctls: sysctls(intent, facts),
         ..Desired::default()
     };
-    if has_v6(intent) {
-        out.neighs.insert(VXLAN_NEXTHOP6.into(), VXLAN_MAC);
-    }
     for range in &intent.ranges {
         let blackhole = Route { to: Target::Blackhole, src: None };
         out.routes.insert((range.trunc(), BLACKHOLE_METRIC), blackhole);
@@ -177,7 +174,13 @@ fn peers(intent: &Intent, facts: &NodeFacts, out: &mut Desired) {
                 continue;
             }
             let ipv6 = block.addr().is_ipv6();
-            let nexthop = Nexthop { ipv6, via: via(peer.underlay, ipv6, facts) };
+            let via = via(peer.underlay, ipv6, facts);
+            let gateway = vxlan_gateway(peer.underlay, ipv6);
+            if let Via::Tunnel { .. } = via {
+                out.neighs.insert(gateway, vxlan_mac(&node.0));
+            }
+            // IPv4 blocks may go through an IPv6 gateway.
+            let nexthop = Nexthop { ipv6: gateway.is_ipv6(), via };
             let id = nexthop_id(&node.0, &nexthop, &out.nexthops);
             out.nexthops.insert(id, nexthop);
             let src = out.addrs.iter().map(IpNet::addr).find(|own| own.is_ipv6() == ipv6);
@@ -226,6 +229,11 @@ fn sysctls(intent: &Intent, facts: &NodeFacts) -> BTreeMap<String, String> {
         set(format!("net/ipv4/conf/{dev}/rp_filter"), rp_filter);
         set(format!("net/ipv6/conf/{dev}/accept_ra"), "0");
     }
+    // br_netfilter rewrites destinations while a frame is still on the bridge and
+    // then bridges it, which isolated ports refuse. All pod traffic is routed
+    // here, so the ordinary hooks see it without that.
+    set("net/bridge/bridge-nf-call-iptables".to_owned(), "0");
+    set("net/bridge/bridge-nf-call-ip6tables".to_owned(), "0");
     // Same-node traffic is routed back out of the bridge: that is meant so.
     set(format!("net/ipv4/conf/{BRIDGE}/send_redirects"), "0");
     if intent.pods.values().any(|pod| !pod.port_mappings.is_empty()) {

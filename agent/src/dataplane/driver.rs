@@ -184,8 +184,8 @@ impl Driver {
                 self.look_at = self.look_at.min(Instant::now() + RETRY);
             }
             self.generation = generation;
-            self.shared.applied.send_replace(Applied { generation, result });
             self.report(false);
+            self.shared.applied.send_replace(Applied { generation, result });
         }
         for command in commands {
             match command {

@@ -84,6 +84,7 @@ pub fn node_facts(
     let accept_ra = device.as_ref().map(|dev| format!("net/ipv6/conf/{dev}/accept_ra"));
     let facts = NodeFacts {
         name: config.node_name.clone(),
+        id: config.node_id,
         underlay: own.iter().map(|(_, net)| *net).collect(),
         mtu: mtu.value,
         vxlan_port: config.vxlan_port,

@@ -32,6 +32,7 @@ use std::net::IpAddr;
 
 pub use cleanup::{cleanup, overlaps};
 pub use handle::{Dataplane, DataplaneHandle, WiredPod};
+use weft_proto::id::NodeId;
 use weft_proto::names::{MIN_MTU, VXLAN_PORT};
 
 /// What does not change while the agent runs.
@@ -39,6 +40,8 @@ use weft_proto::names::{MIN_MTU, VXLAN_PORT};
 pub struct DataplaneConfig {
     /// Node name: the bridge's MAC comes from it.
     pub node_name: String,
+    /// Node identity: the VXLAN device's MAC comes from it, and peers must agree.
+    pub node_id: NodeId,
     /// Underlay address, if it is not to be found out.
     pub underlay: Option<IpAddr>,
     /// Overlay MTU, if it is not to be found out.
@@ -55,9 +58,10 @@ pub struct DataplaneConfig {
 
 impl DataplaneConfig {
     /// Defaults for a node.
-    pub fn new(node_name: impl Into<String>) -> Self {
+    pub fn new(node_name: impl Into<String>, node_id: NodeId) -> Self {
         Self {
             node_name: node_name.into(),
+            node_id,
             underlay: None,
             mtu: None,
             vxlan_port: VXLAN_PORT,

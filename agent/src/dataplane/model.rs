@@ -88,7 +88,7 @@ pub enum Via {
 /// A nexthop object.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Nexthop {
-    /// For IPv6 routes.
+    /// Its gateway is an IPv6 address.
     pub ipv6: bool,
     /// Where to.
     pub via: Via,

@@ -38,6 +38,11 @@ pub fn plan(desired: &Desired, pods: &DesiredPods, observed: &Observed, settling
     let host = pod_host_nets(pods, now);
     if !settling {
         stale_routes(desired, &host, now, &mut out.ops);
+        for (dev, ip) in now.neighs.keys() {
+            if dev == VXLAN && !desired.neighs.contains_key(ip) {
+                out.ops.push(Op::DelNeigh(dev.clone(), *ip));
+            }
+        }
     }
     if usable(BRIDGE) {
         addresses(desired, now, settling, &mut out.ops);

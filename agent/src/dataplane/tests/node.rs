@@ -51,7 +51,7 @@ fn snapshot(ns: &Ns) -> String {
 #[test]
 fn brings_up_everything_once() {
     let ns = node("up");
-    let handle = ns.start(DataplaneConfig::new("n1"));
+    let handle = ns.start(DataplaneConfig::new("n1", NodeId([1; 16])));
     assert_eq!(handle.underlay(), vec!["192.0.2.1".parse::<std::net::IpAddr>().unwrap()]);
     settle(&handle, &intent());
     assert_eq!(handle.status().errors, Vec::<String>::new());
@@ -61,7 +61,7 @@ fn brings_up_everything_once() {
     for part in [
         "inet 10.32.0.1/12", "inet6 fd00:32::1/64", "noprefixroute", "external", "dstport 6784",
         "encap ip id 6784", "dst 192.0.2.2", "10.32.2.0/26 nhid", "src 10.32.0.1",
-        "fd00:32::2:0/112 nhid", "blackhole 10.32.0.0/12", "169.254.117.1 lladdr 0e:77:65:66:74:01",
+        "fd00:32::2:0/112 nhid", "blackhole 10.32.0.0/12", "192.0.2.2 lladdr 0e:",
         "masquerade fully-random", "table bridge weft",
     ] {
         assert!(shown.contains(part), "missing `{part}` in\n{shown}");
@@ -71,7 +71,7 @@ fn brings_up_everything_once() {
     eventually("quiet", || handle.status().in_sync);
     let repairs = handle.status().repairs;
     drop(handle);
-    let again = ns.start(DataplaneConfig::new("n1"));
+    let again = ns.start(DataplaneConfig::new("n1", NodeId([1; 16])));
     settle(&again, &intent());
     assert_eq!(snapshot(&ns), shown);
     assert_eq!(again.status().repairs, 0);
@@ -85,7 +85,7 @@ fn brings_up_everything_once() {
 #[test]
 fn restores_whatever_is_deleted() {
     let ns = node("repair");
-    let handle = ns.start(DataplaneConfig::new("n1"));
+    let handle = ns.start(DataplaneConfig::new("n1", NodeId([1; 16])));
     let mut intent = intent();
     let (key, mut p) = pod("c1", "10.32.0.2");
     p.port_mappings.push(PortMapping {
@@ -101,7 +101,7 @@ fn restores_whatever_is_deleted() {
     let host = &p.host_ifname;
     let wired = || {
         ns.try_sh(&format!(
-            "ip route show 10.32.0.2; ip neigh show 10.32.0.2; bridge fdb show br weft | grep static;
+            "ip route show 10.32.0.2; ip neigh show 10.32.0.2 | cut -d' ' -f1-6; bridge fdb show br weft | grep static;
              bridge -d link show dev {host} | tr ' ' '\n' | grep -A1 -E 'isolated|learning'"
         ))
         .1
@@ -128,7 +128,7 @@ fn restores_whatever_is_deleted() {
             ip neigh show dev weft-vx nud permanent; cat /sys/class/net/weft/mtu;
             cat /sys/class/net/weft/address; cat /sys/class/net/weft-vx/address; nft list ruleset;
             cat /proc/sys/net/ipv4/ip_forward");
-        normal(links) + &wired()
+        normal(links) + "\n" + &wired()
     };
     eventually("in sync", || handle.status().in_sync);
     let before = state();
@@ -159,10 +159,16 @@ fn restores_whatever_is_deleted() {
     ] {
         let script = harm.replace("HOST", host);
         let (_, said) = ns.try_sh(&script);
-        eventually(harm, || {
-            let now = state();
-            now == before
-        });
+        let mut now = state();
+        let end = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        while now != before {
+            if std::time::Instant::now() > end {
+                let missing: Vec<_> = before.lines().filter(|l| !now.contains(*l)).collect();
+                let extra: Vec<_> = now.lines().filter(|l| !before.contains(*l)).collect();
+                panic!("{harm}: missing {missing:#?} extra {extra:#?} {:?}", handle.status());
+            }
+            now = state();
+        }
         println!("restored: {harm} {said}");
     }
     eventually("quiet", || handle.status().in_sync);
@@ -176,7 +182,7 @@ fn foreign_objects_are_conditions() {
     ns.sh("ip link add weft type veth peer name x1; ip link set eth0 mtu 1400;
            ip link add vx9 type vxlan external dstport 6784; ip link set vx9 up;
            ip route add 10.32.2.0/26 via 192.0.2.9");
-    let handle = ns.start(DataplaneConfig::new("n1"));
+    let handle = ns.start(DataplaneConfig::new("n1", NodeId([1; 16])));
     settle(&handle, &intent());
     let reasons: Vec<_> = handle.conditions().into_iter().map(|c| c.reason).collect();
     println!("{:?}", handle.conditions());
@@ -196,7 +202,7 @@ fn foreign_objects_are_conditions() {
 #[test]
 fn released_pods_are_reaped_and_survivors_adopted() {
     let ns = node("reap");
-    let handle = ns.start(DataplaneConfig::new("n1"));
+    let handle = ns.start(DataplaneConfig::new("n1", NodeId([1; 16])));
     let mut intent = intent();
     let pods: Vec<_> = (2..12).map(|n| pod(&format!("c{n}"), &format!("10.32.0.{n}"))).collect();
     intent.pods.extend(pods.iter().cloned());
@@ -212,7 +218,7 @@ fn released_pods_are_reaped_and_survivors_adopted() {
     assert_eq!(block(handle.wired()).unwrap().len(), 10);
     drop(handle);
     // A new agent that knows nothing yet removes nothing.
-    let handle = ns.start(DataplaneConfig::new("n1"));
+    let handle = ns.start(DataplaneConfig::new("n1", NodeId([1; 16])));
     let settling = Intent { settling: true, pods: BTreeMap::new(), ..intent.clone() };
     settle(&handle, &settling);
     assert_eq!(block(handle.wired()).unwrap().len(), 10);

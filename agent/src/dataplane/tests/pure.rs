@@ -17,6 +17,7 @@ use crate::dataplane::plan::plan;
 fn facts(direct: bool) -> NodeFacts {
     NodeFacts {
         name: "n1".into(),
+        id: NodeId([1; 16]),
         device: Some("eth0".into()),
         underlay: vec!["192.0.2.1/24".parse().unwrap()],
         mtu: 1450,
