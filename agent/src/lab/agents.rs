@@ -20,7 +20,9 @@ use super::http;
 use super::netns::Netns;
 
 /// Lines of an agent's log that go with an error.
-const TAIL: usize = 15;
+const TAIL: usize = 8;
+/// Longest line shown of it.
+const WIDTH: usize = 240;
 
 /// How to start one agent.
 #[derive(Debug, Clone)]
@@ -238,7 +240,8 @@ impl Agent {
     /// The last lines of its log, and where the rest is.
     pub fn log_tail(&self) -> String {
         let log = self.log();
-        let lines: Vec<_> = log.lines().collect();
+        let lines: Vec<String> =
+            log.lines().map(|line| line.chars().take(WIDTH).collect()).collect();
         let tail = &lines[lines.len().saturating_sub(TAIL)..];
         format!(
             "last lines of {}'s log ({}):\n    {}",

@@ -14,17 +14,12 @@ pub mod report;
 pub mod topology;
 mod up;
 
-use std::ffi::OsString;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Result, bail};
 pub use args::Args;
-use clap::Parser;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
-
-/// Exit code for a command line that makes no sense (`EX_USAGE`).
-const USAGE: u8 = 64;
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
@@ -47,19 +42,6 @@ fn catch_signals() -> Result<()> {
         unsafe { sigaction(signal, &action) }?;
     }
     Ok(())
-}
-
-/// Runs `agent lab` with the arguments that follow these two words.
-pub fn run_command(arguments: Vec<OsString>) -> Result<ExitCode> {
-    let program = OsString::from("agent lab");
-    match Args::try_parse_from(std::iter::once(program).chain(arguments)) {
-        Ok(args) => run(args),
-        Err(error) => {
-            let code = if error.use_stderr() { USAGE } else { 0 };
-            error.print()?;
-            Ok(ExitCode::from(code))
-        }
-    }
 }
 
 /// Runs `agent lab`.

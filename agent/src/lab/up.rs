@@ -189,7 +189,11 @@ impl Lab {
         println!("{}", matrix.render());
         let lost = matrix.lost();
         if !lost.is_empty() {
-            println!("not reachable: {}", lost.join(", "));
+            const SHOWN: usize = 10;
+            let first: Vec<_> = lost.iter().take(SHOWN).map(String::as_str).collect();
+            let more = lost.len() - first.len();
+            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+            println!("not reachable: {}{more}", first.join(", "));
             println!(
                 "look at: `ip route` and `ip -s link show weft-vx` in both nodes, `agent status`\n{}",
                 self.post_mortem()
