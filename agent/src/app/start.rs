@@ -113,6 +113,7 @@ async fn serve(config: Config) -> Result<()> {
     let http = listen(config.http_addr, "HTTP_ADDR").await?;
     let token = api::Token::load_or_create(&config.run_dir)?;
     let dataplane = Dataplane::start(DataplaneConfig {
+        node_id: me,
         node_name: config.node_name.clone(),
         underlay: config.node_ip,
         mtu: config.mtu,
