@@ -69,6 +69,8 @@ pub(crate) struct Driver {
     reaping: Arc<AtomicBool>,
     /// Looks in a row that had to repair something.
     fights: u32,
+    /// How long the last look took.
+    cost: Duration,
     stop: bool,
 }
 
@@ -81,7 +83,8 @@ impl Driver {
         let open = |what: &'static str| move |e: std::io::Error| failed(what, &e.into());
         // Subscribe first, then look: nothing falls between.
         let mut driver = Self {
-            route_events: Events::open(Source::Route).map_err(open("listen to links and routes"))?,
+            route_events: Events::open(Source::Route)
+                .map_err(open("listen to links and routes"))?,
             nft_events: Events::open(Source::Nftables).map_err(open("listen to nftables"))?,
             route: Requests::open(NETLINK_ROUTE).map_err(open("open a route socket"))?,
             nft: Requests::open(NETLINK_NETFILTER).map_err(open("open a netfilter socket"))?,
@@ -105,6 +108,7 @@ impl Driver {
             reap_at: None,
             reaping: Arc::default(),
             fights: 0,
+            cost: Duration::ZERO,
             stop: false,
         };
         driver.observe()?;
@@ -134,20 +138,23 @@ impl Driver {
             let own = [self.route.port(), self.nft.port()];
             let devices = self.devices();
             if route {
-                changed |= self.route_events.drain(own, &devices);
+                changed |= self.route_events.drain(own, &devices, &self.desired.ranges);
             }
             if nft {
-                changed |= self.nft_events.drain(own, &devices);
+                changed |= self.nft_events.drain(own, &devices, &self.desired.ranges);
             }
         }
         let now = Instant::now();
         if changed {
-            let gather = (GATHER * 2_u32.saturating_pow(self.fights.min(5))).min(GATHER_MAX);
+            // Looking takes at most a fifth of the time, however busy others are.
+            let gather = GATHER * 2_u32.saturating_pow(self.fights.min(5));
+            let gather = gather.max(self.cost * 4).min(GATHER_MAX);
             self.look_at = self.look_at.min(now + gather);
         }
         if now >= self.look_at {
             self.look_at = now + LOOK;
             self.look()?;
+            self.cost = now.elapsed();
         }
         if self.reap_at.is_some_and(|at| now >= at) {
             self.reap();

@@ -2,11 +2,12 @@
 
 use std::os::fd::{AsRawFd, RawFd};
 
+use ipnet::IpNet;
 use netlink_sys::{Socket, protocols};
 use weft_proto::names::{NFT_TABLE, RT_PROTOCOL};
 
 use super::facts::is_ours;
-use super::netlink::codec::{attr, messages, text, u32_at};
+use super::netlink::codec::{attr, ip, messages, text, u16_at, u32_at};
 
 const MSG_DONTWAIT: i32 = 0x40;
 /// RTNLGRP_*: link, neighbour, IPv4 and IPv6 addresses and routes, nexthops.
@@ -49,8 +50,8 @@ impl Events {
 
     /// Reads all that waits. True if something changed that may concern us;
     /// `own` are the ports of our own request sockets, `devices` the indexes
-    /// of our devices and of the underlay.
-    pub(crate) fn drain(&mut self, own: [u32; 2], devices: &[u32]) -> bool {
+    /// of our devices and of the underlay, `ranges` the pod network.
+    pub(crate) fn drain(&mut self, own: [u32; 2], devices: &[u32], ranges: &[IpNet]) -> bool {
         let mut relevant = false;
         loop {
             self.buf.clear();
@@ -67,7 +68,7 @@ impl Events {
             relevant |= messages(&self.buf)
                 .filter(|message| message.port == 0 || !own.contains(&message.port))
                 .any(|message| match self.source {
-                    Source::Route => route_matters(message.kind, message.payload, devices),
+                    Source::Route => route_matters(message.kind, message.payload, devices, ranges),
                     Source::Nftables => nft_matters(message.payload),
                 });
         }
@@ -80,7 +81,7 @@ fn nft_matters(payload: &[u8]) -> bool {
     payload.get(4..).and_then(|body| attr(body, 1)).map(text).as_deref() == Some(NFT_TABLE)
 }
 
-fn route_matters(kind: u16, payload: &[u8], devices: &[u32]) -> bool {
+fn route_matters(kind: u16, payload: &[u8], devices: &[u32], ranges: &[IpNet]) -> bool {
     let of_device = |at| u32_at(payload, at).is_some_and(|index| devices.contains(&index));
     match kind {
         16 | 17 => {
@@ -89,7 +90,7 @@ fn route_matters(kind: u16, payload: &[u8], devices: &[u32]) -> bool {
         }
         // An address of any device may be the underlay's new one: rare.
         20 | 21 => true,
-        24 | 25 => route_of_interest(payload),
+        24 | 25 => route_of_interest(payload, ranges),
         // Of neighbours only permanent ones, and the FDB.
         28 | 29 => of_device(4) && neighbour_of_interest(kind, payload),
         104 | 105 => payload.get(2) == Some(&RT_PROTOCOL),
@@ -97,15 +98,19 @@ fn route_matters(kind: u16, payload: &[u8], devices: &[u32]) -> bool {
     }
 }
 
-fn route_of_interest(payload: &[u8]) -> bool {
+fn route_of_interest(payload: &[u8], ranges: &[IpNet]) -> bool {
     let main = payload.get(4) == Some(&TABLE_MAIN);
     let ours = payload.get(5) == Some(&RT_PROTOCOL);
     let default = payload.get(1) == Some(&0);
-    main && (ours || default)
+    let inside = || {
+        let dst = payload.get(12..).and_then(|body| attr(body, 1)).and_then(ip);
+        dst.is_some_and(|dst| ranges.iter().any(|range| range.contains(&dst)))
+    };
+    main && (ours || default || inside())
 }
 
 fn neighbour_of_interest(kind: u16, payload: &[u8]) -> bool {
     const PERMANENT_OR_STATIC: u16 = 0x80 | 0x40;
-    let state = super::netlink::codec::u16_at(payload, 8).unwrap_or(0);
+    let state = u16_at(payload, 8).unwrap_or(0);
     kind == 29 || state & PERMANENT_OR_STATIC != 0
 }

@@ -37,9 +37,8 @@ pub fn underlay(host: &HostFacts, configured: Option<IpAddr>) -> Vec<(String, Ip
         let Some((_, _, dev, src)) = defaults.iter().find(|(six, ..)| *six == ipv6) else {
             continue;
         };
-        let on_dev = || {
-            global().filter(|(name, net, _)| name == dev && net.addr().is_ipv6() == ipv6)
-        };
+        let on_dev =
+            || global().filter(|(name, net, _)| name == dev && net.addr().is_ipv6() == ipv6);
         let preferred = on_dev().find(|(_, net, _)| Some(net.addr()) == *src);
         if let Some((name, net, _)) = preferred.or_else(|| on_dev().next()) {
             out.push((name.clone(), *net));
@@ -101,13 +100,12 @@ pub fn node_facts(
 
 /// Host routes and addresses that overlap one of `ranges`, with a description.
 pub fn overlaps(host: &HostFacts, ranges: &[IpNet]) -> Vec<(IpNet, String)> {
-    let clash = |net: &IpNet| {
-        ranges.iter().any(|range| range.contains(net) || net.contains(range))
-    };
+    let clash = |net: &IpNet| ranges.iter().any(|range| range.contains(net) || net.contains(range));
     let routes = host.routes.iter().map(|(net, _, text)| (*net, text.clone()));
-    let addrs = host.addrs.iter().map(|(dev, net, _)| {
-        (IpNet::from(net.addr()), format!("address {net} of {dev}"))
-    });
+    let addrs = host
+        .addrs
+        .iter()
+        .map(|(dev, net, _)| (IpNet::from(net.addr()), format!("address {net} of {dev}")));
     routes.chain(addrs).filter(|(net, _)| net.prefix_len() > 0 && clash(net)).collect()
 }
 

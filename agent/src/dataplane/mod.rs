@@ -76,7 +76,9 @@ impl DataplaneConfig {
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum DataplaneError {
     /// A socket could not be opened or used.
-    #[error("netlink: {what}: {why}; the agent needs CAP_NET_ADMIN and the host's network namespace")]
+    #[error(
+        "netlink: {what}: {why}; the agent needs CAP_NET_ADMIN and the host's network namespace"
+    )]
     Netlink {
         /// Doing what.
         what: String,
@@ -92,7 +94,9 @@ pub enum DataplaneError {
         why: String,
     },
     /// An MTU that cannot work.
-    #[error("MTU {value} is too small: the overlay needs at least {MIN_MTU}; unset MTU to have it found out")]
+    #[error(
+        "MTU {value} is too small: the overlay needs at least {MIN_MTU}; unset MTU to have it found out"
+    )]
     MtuTooSmall {
         /// What was asked for.
         value: u32,

@@ -8,9 +8,7 @@ use weft_proto::attachment::Alias;
 use weft_proto::names::{BRIDGE, RT_PROTOCOL, VXLAN};
 
 use super::facts::is_ours;
-use super::model::{
-    HostFacts, Kind, Link, Mac, Nexthop, Observed, PortFlags, Route, Target, Via,
-};
+use super::model::{HostFacts, Kind, Link, Mac, Nexthop, Observed, PortFlags, Route, Target, Via};
 use super::netlink::codec::{attr, attrs, ip, text, u16_at, u32_at};
 use super::netlink::socket::{Refused, Requests};
 
@@ -60,11 +58,7 @@ fn observe_once(route: &mut Requests) -> Result<Observed, Refused> {
 /// All links by name.
 pub(crate) fn links(route: &mut Requests) -> Result<BTreeMap<String, Link>, Refused> {
     let mut found = Vec::new();
-    route.dump(
-        RTM_GETLINK,
-        |w| w.raw(&[0; 16]),
-        |_, payload| found.extend(parse_link(payload)),
-    )?;
+    route.dump(RTM_GETLINK, |w| w.raw(&[0; 16]), |_, payload| found.extend(parse_link(payload)))?;
     let names: BTreeMap<u32, String> =
         found.iter().map(|(name, _, link)| (link.index, name.clone())).collect();
     let named = |(name, master, mut link): (String, Option<u32>, Link)| {

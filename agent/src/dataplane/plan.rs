@@ -58,7 +58,12 @@ pub fn plan(desired: &Desired, pods: &DesiredPods, observed: &Observed, settling
 }
 
 /// Only what concerns pods: the quick way after an attach or a release.
-pub fn plan_pods(desired: &Desired, pods: &DesiredPods, observed: &Observed, settling: bool) -> Plan {
+pub fn plan_pods(
+    desired: &Desired,
+    pods: &DesiredPods,
+    observed: &Observed,
+    settling: bool,
+) -> Plan {
     let mut out = Plan::default();
     if !desired.links.is_empty() && foreign_links(observed, &mut Vec::new()).is_empty() {
         wire_pods(pods, observed, settling, &mut out.ops);

@@ -35,11 +35,7 @@ impl std::error::Error for Refused {}
 
 impl From<std::io::Error> for Refused {
     fn from(error: std::io::Error) -> Self {
-        Self {
-            seq: 0,
-            errno: error.raw_os_error().unwrap_or(nix::libc::EIO),
-            text: String::new(),
-        }
+        Self { seq: 0, errno: error.raw_os_error().unwrap_or(nix::libc::EIO), text: String::new() }
     }
 }
 

@@ -166,7 +166,7 @@ impl Rule {
     }
 
     /// Destination is one of this node's own addresses.
-    pub(crate) fn to_local(self) -> Self {
+    pub(crate) fn destination_local(self) -> Self {
         const RTN_LOCAL: u32 = 2;
         self.expr("fib", |w| {
             w.attr_be32(1, REG);
@@ -220,10 +220,11 @@ impl Rule {
     pub(crate) fn tcp_syn(self) -> Self {
         const SYN_RST: u8 = 0x06;
         const SYN: u8 = 0x02;
-        self.l4proto(6)
-            .payload(BASE_TRANSPORT, 13, 1, REG)
-            .mask(REG, &[SYN_RST])
-            .cmp(REG, true, &[SYN])
+        self.l4proto(6).payload(BASE_TRANSPORT, 13, 1, REG).mask(REG, &[SYN_RST]).cmp(
+            REG,
+            true,
+            &[SYN],
+        )
     }
 
     /// Sets the TCP segment size option to what the route allows.

@@ -178,7 +178,8 @@ const CHAINS: &[ChainSpec] = &[
 pub fn ruleset(ranges: &[IpNet], masquerade: bool) -> Ruleset {
     let mut out = Ruleset::default();
     for (family, name, hook) in CHAINS {
-        let hook = hook.map(|(kind, hook, priority)| Hook { kind: kind.to_owned(), hook, priority });
+        let hook =
+            hook.map(|(kind, hook, priority)| Hook { kind: kind.to_owned(), hook, priority });
         let chain = Chain { hook, rules: Vec::new() };
         out.tables.entry(*family).or_default().chains.insert((*name).to_owned(), chain);
     }
@@ -207,7 +208,8 @@ type Add<'a> = dyn FnMut(Family, &'static str, Rule) + 'a;
 /// From a pod only what it may send: its own MAC and address. No ARP and
 /// nothing else: its gateway is a permanent neighbour.
 fn spoofing(add: &mut Add<'_>) {
-    for (ethertype, set, ipv6) in [(ETHERTYPE_IP, "pods4", false), (ETHERTYPE_IPV6, "pods6", true)] {
+    for (ethertype, set, ipv6) in [(ETHERTYPE_IP, "pods4", false), (ETHERTYPE_IPV6, "pods6", true)]
+    {
         let rule = Rule::default()
             .iif_prefix(VETH_PREFIX)
             .ethertype(ethertype)
@@ -227,8 +229,7 @@ fn filters(add: &mut Add<'_>) {
     // the node's own loopback services to pods or peers.
     let loopback = net([127, 0, 0, 0], 8);
     for dev in [BRIDGE, VXLAN] {
-        let rule =
-            Rule::default().iif(true, dev).family(false).address(false, loopback);
+        let rule = Rule::default().iif(true, dev).family(false).address(false, loopback);
         add(Family::Inet, "guard", rule.verdict(DROP, None));
     }
     // What came through a tunnel ends here: while two nodes disagree about a
@@ -247,7 +248,7 @@ fn filters(add: &mut Add<'_>) {
 
 fn host_ports(add: &mut Add<'_>) {
     for chain in ["prerouting", "output"] {
-        let jump = Rule::default().to_local().verdict(JUMP, Some("hostports"));
+        let jump = Rule::default().destination_local().verdict(JUMP, Some("hostports"));
         add(Family::Inet, chain, jump);
     }
     for (ipv6, on, any, words) in
@@ -297,7 +298,8 @@ fn outside(ranges: &[IpNet], add: &mut Add<'_>) {
             .oif(false, VXLAN);
         add(Family::Inet, "postrouting", rule.verdict(JUMP, Some("outside")));
     }
-    let multicast6 = IpNet::new(IpAddr::from([0xff, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]), 8);
+    let multicast6 =
+        IpNet::new(IpAddr::from([0xff, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]), 8);
     let inside = ranges.iter().copied().chain([net([224, 0, 0, 0], 4)]).chain(multicast6.ok());
     for range in inside {
         let rule = Rule::default().family(range.addr().is_ipv6()).address(false, range);

@@ -7,9 +7,7 @@ use weft_proto::names::NFT_TABLE;
 use super::ruleset::{
     Chain, ElementKey, Elements, Family, Hook, Ruleset, SETS, SetSpec, SetType, Table, Tables,
 };
-use crate::dataplane::netlink::codec::{
-    F_APPEND, F_CREATE, Writer, attr, attrs, be32, text,
-};
+use crate::dataplane::netlink::codec::{F_APPEND, F_CREATE, Writer, attr, attrs, be32, text};
 use crate::dataplane::netlink::socket::{Refused, Requests};
 
 const SUBSYS: u16 = 10 << 8;
@@ -231,11 +229,15 @@ fn observe_once(socket: &mut Requests) -> Result<ObservedRules, Refused> {
             header(w, family as u8, 0);
             w.attr_str(1, NFT_TABLE);
         };
-        socket.dump(GETCHAIN, |w| header(w, family as u8, 0), |_, payload| {
-            if let Some((name, chain)) = of_table(payload).and_then(|b| parse_chain(&b)) {
-                table.chains.insert(name, chain);
-            }
-        })?;
+        socket.dump(
+            GETCHAIN,
+            |w| header(w, family as u8, 0),
+            |_, payload| {
+                if let Some((name, chain)) = of_table(payload).and_then(|b| parse_chain(&b)) {
+                    table.chains.insert(name, chain);
+                }
+            },
+        )?;
         if table.chains.is_empty() {
             continue;
         }

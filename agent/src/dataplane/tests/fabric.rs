@@ -126,11 +126,9 @@ fn pods_reach_each_other_and_nothing_else_passes() {
     a.sh("ping -q -c1 -W2 10.32.2.1");
     // To the outside, as the node.
     let outside = &fabric.outside;
-    outside.sh(
-        "printf '%s\\n' 'table ip t {' 'chain c {' 'type filter hook input priority 0;' \
+    outside.sh("printf '%s\\n' 'table ip t {' 'chain c {' 'type filter hook input priority 0;' \
          'icmp type echo-request ip saddr 10.0.0.0/8 counter drop' \
-         'icmp type echo-request ip saddr 192.0.2.1 counter' '}' '}' | nft -f -",
-    );
+         'icmp type echo-request ip saddr 192.0.2.1 counter' '}' '}' | nft -f -");
     a.sh("ping -q -c1 -W2 192.0.2.254");
     assert!(outside.sh("nft list ruleset").contains("192.0.2.1 counter packets 1"));
     // An address nobody has: swallowed, not sent along the default route.
@@ -146,8 +144,11 @@ fn pods_reach_each_other_and_nothing_else_passes() {
     let gateway = a.sh("ip neigh show 169.254.1.1 | cut -d' ' -f5");
     let with_mac = |mac: &str| {
         // A new address takes the permanent neighbours along.
-        a.sh(&format!("ip link set eth0 address {mac} &&
-            ip neigh replace 169.254.1.1 lladdr {} dev eth0 nud permanent", gateway.trim()));
+        a.sh(&format!(
+            "ip link set eth0 address {mac} &&
+            ip neigh replace 169.254.1.1 lladdr {} dev eth0 nud permanent",
+            gateway.trim()
+        ));
         a.try_sh("ping -q -c1 -W1 10.32.1.3").0
     };
     assert!(!with_mac("0a:58:0a:20:01:03"));

@@ -59,10 +59,20 @@ fn brings_up_everything_once() {
     let shown = snapshot(&ns);
     println!("{shown}");
     for part in [
-        "inet 10.32.0.1/12", "inet6 fd00:32::1/64", "noprefixroute", "external", "dstport 6784",
-        "encap ip id 6784", "dst 192.0.2.2", "10.32.2.0/26 nhid", "src 10.32.0.1",
-        "fd00:32::2:0/112 nhid", "blackhole 10.32.0.0/12", "192.0.2.2 lladdr 0e:",
-        "masquerade fully-random", "table bridge weft",
+        "inet 10.32.0.1/12",
+        "inet6 fd00:32::1/64",
+        "noprefixroute",
+        "external",
+        "dstport 6784",
+        "encap ip id 6784",
+        "dst 192.0.2.2",
+        "10.32.2.0/26 nhid",
+        "src 10.32.0.1",
+        "fd00:32::2:0/112 nhid",
+        "blackhole 10.32.0.0/12",
+        "192.0.2.2 lladdr 0e:",
+        "masquerade fully-random",
+        "table bridge weft",
     ] {
         assert!(shown.contains(part), "missing `{part}` in\n{shown}");
     }
@@ -194,7 +204,9 @@ fn foreign_objects_are_conditions() {
     let found = ns.run(|| overlaps(&["10.32.0.0/12".parse().unwrap()]).unwrap());
     assert_eq!(found.len(), 1, "{found:?}");
     // Out of the way, and all is well without a restart.
-    ns.sh("ip link del weft; ip link del vx9; ip route del 10.32.2.0/26; ip link set eth0 mtu 1500");
+    ns.sh(
+        "ip link del weft; ip link del vx9; ip route del 10.32.2.0/26; ip link set eth0 mtu 1500",
+    );
     eventually("healed", || handle.conditions().is_empty() && handle.mtu() == 1450);
     assert!(ns.sh("ip route").contains("10.32.2.0/26 nhid"));
 }
@@ -234,4 +246,58 @@ fn released_pods_are_reaped_and_survivors_adopted() {
     eventually("reaped", || block(handle.wired()).unwrap().len() == 1);
     assert_eq!(block(handle.wired()).unwrap()[0].alias.key, *stay);
     drop(namespaces);
+}
+
+/// Prints figures; asserts only what must hold on any machine.
+#[test]
+#[ignore = "a measurement: cargo test -- --ignored --nocapture scale"]
+fn scale() {
+    let ns = node("scale");
+    let handle = ns.start(DataplaneConfig::new("n1", NodeId([1; 16])));
+    let mut intent = intent();
+    intent.ranges.truncate(1);
+    intent.own.truncate(1);
+    intent.peers = (0..5000_u32)
+        .map(|n| {
+            let mut id = [9; 16];
+            id[..4].copy_from_slice(&n.to_be_bytes());
+            let peer = PeerIntent {
+                underlay: std::net::Ipv4Addr::from(0xc612_0001 + n).into(),
+                blocks: vec![
+                    format!("{}/26", std::net::Ipv4Addr::from(0x0a21_0000 + n * 64))
+                        .parse()
+                        .unwrap(),
+                ],
+            };
+            (NodeId(id), peer)
+        })
+        .collect();
+    let start = std::time::Instant::now();
+    settle(&handle, &intent);
+    println!("5000 peers: {:?}, errors {:?}", start.elapsed(), handle.status().errors);
+    eventually("quiet", || handle.status().in_sync);
+    let mut times = Vec::new();
+    for n in 0..250 {
+        let (key, pod) = pod(&format!("c{n}"), &format!("10.32.{}.{}", n / 200, 2 + n % 200));
+        intent.pods.insert(key, pod);
+        let wanted = intent.clone();
+        let start = std::time::Instant::now();
+        handle.set_intent(wanted);
+        block(handle.settled()).unwrap();
+        times.push(start.elapsed());
+    }
+    times.sort();
+    println!("attach with 5000 peers: p50 {:?} p99 {:?}", times[125], times[247]);
+    let cpu = || {
+        let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
+        let words: Vec<_> = stat.split(' ').collect();
+        words[13].parse::<u64>().unwrap() + words[14].parse::<u64>().unwrap()
+    };
+    let before = cpu();
+    std::thread::sleep(std::time::Duration::from_secs(5));
+    println!("idle for 5 s: {} ticks of 10 ms", cpu() - before);
+    ns.sh("ip link del weft-vx");
+    let start = std::time::Instant::now();
+    eventually("back", || ns.sh("ip route show proto 117 | wc -l").trim() == "5001");
+    println!("tunnel device deleted with 5000 routes: back after {:?}", start.elapsed());
 }
