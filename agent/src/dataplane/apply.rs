@@ -148,12 +148,25 @@ fn write_op(w: &mut Writer, seq: u32, op: &Op, indexes: &Indexes) {
         Op::DelLink(name) => w.message(RTM_DELLINK, F_ACK, seq, |w| {
             link_header(w, index(name), 0, 0);
         }),
-        Op::AddLink(name, spec) => w.message(RTM_NEWLINK, F_CREATE | F_EXCL | F_ACK, seq, |w| {
-            link_header(w, 0, 1, 1);
-            w.attr_str(3, name);
-            link_spec(w, spec);
-            w.nest(18, |w| link_kind(w, &spec.kind));
-        }),
+        Op::AddLink(name, spec) => {
+            w.message(RTM_NEWLINK, F_CREATE | F_EXCL | F_ACK, seq, |w| {
+                link_header(w, 0, 1, 1);
+                w.attr_str(3, name);
+                w.attr(1, &spec.mac);
+                if spec.kind != Kind::Bridge {
+                    w.attr_u32(4, spec.mtu);
+                }
+                w.nest(18, |w| link_kind(w, &spec.kind));
+            });
+            if spec.kind == Kind::Bridge {
+                // Only an MTU set afterwards stays when ports come and go.
+                w.message(RTM_SETLINK, F_ACK, seq, |w| {
+                    link_header(w, 0, 0, 0);
+                    w.attr_str(3, name);
+                    w.attr_u32(4, spec.mtu);
+                });
+            }
+        }
         Op::SetLink(name, spec) => w.message(RTM_SETLINK, F_ACK, seq, |w| {
             link_header(w, index(name), 1, 1);
             link_spec(w, spec);

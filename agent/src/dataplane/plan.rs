@@ -194,8 +194,12 @@ fn wire_pods(pods: &DesiredPods, now: &Observed, settling: bool, ops: &mut Vec<O
         pods.pods.iter().filter(|(name, _)| now.links.contains_key(*name)).collect();
     let nets: BTreeSet<IpNet> =
         wired.iter().flat_map(|(_, pod)| pod.addresses.iter().copied().map(host_net)).collect();
+    // Stale is only what no pod wants at all: a look may see the shim's work half
+    // done, its route but not yet its device.
+    let known: BTreeSet<IpNet> =
+        pods.pods.values().flat_map(|pod| pod.addresses.iter().copied().map(host_net)).collect();
     if !settling {
-        ops.extend(now.pod_routes.difference(&nets).map(|net| Op::DelPodRoute(*net)));
+        ops.extend(now.pod_routes.difference(&known).map(|net| Op::DelPodRoute(*net)));
         for (dev, mac) in &now.fdb {
             let pod = pods.pods.get(dev);
             if pod.is_none_or(|pod| pod.mac != *mac) {
@@ -203,7 +207,7 @@ fn wire_pods(pods: &DesiredPods, now: &Observed, settling: bool, ops: &mut Vec<O
             }
         }
         for (dev, ip) in now.neighs.keys() {
-            if dev == BRIDGE && !nets.contains(&host_net(*ip)) {
+            if dev == BRIDGE && !known.contains(&host_net(*ip)) {
                 ops.push(Op::DelNeigh(dev.clone(), *ip));
             }
         }

@@ -134,8 +134,8 @@ fn restores_whatever_is_deleted() {
     };
     let state = || {
         let links = ns.sh("ip addr show weft | grep inet | grep -v valid | grep -v 'inet6 fe80';
-            ip nexthop; ip route show proto 117 | sort; ip -6 route show proto 117 | sort;
-            ip neigh show dev weft-vx nud permanent; cat /sys/class/net/weft/mtu;
+            ip nexthop | sort; ip route show proto 117 | sort; ip -6 route show proto 117 | sort;
+            ip neigh show dev weft-vx nud permanent | sort; cat /sys/class/net/weft/mtu;
             cat /sys/class/net/weft/address; cat /sys/class/net/weft-vx/address; nft list ruleset;
             cat /proc/sys/net/ipv4/ip_forward");
         normal(links) + "\n" + &wired()
