@@ -247,7 +247,7 @@ mod tests {
         m.rtt[1][0] = None;
         assert_eq!(
             m.render(),
-            "  RTT    n1p1   n2p1\n  n1p1      -  71 us\n  n2p1   LOST      -\n"
+            "  RTT   n1p1   n2p1\n  n1p1     -  71 us\n  n2p1  LOST      -\n"
         );
     }
 
