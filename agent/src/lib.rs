@@ -9,4 +9,5 @@ pub mod dataplane;
 pub mod ipam_service;
 pub mod lab;
 pub mod mesh;
+pub mod probe;
 pub mod status;

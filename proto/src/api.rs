@@ -181,6 +181,9 @@ pub struct Status {
     pub ipam: IpamStatus,
     /// Kernel objects.
     pub dataplane: DataplaneStatus,
+    /// Probes through the overlay.
+    #[serde(default)]
+    pub overlay: OverlayStatus,
 }
 
 /// This node.
@@ -257,6 +260,12 @@ pub struct MemberStatus {
     pub version: String,
     /// Ledger position it told.
     pub ledger_index: u64,
+    /// Round-trip time of the last probe through the overlay, microseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub overlay_rtt_us: Option<u64>,
+    /// Whether probes through the overlay come back; absent while not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub overlay_ok: Option<bool>,
 }
 
 /// Ledger and voters.
@@ -350,4 +359,17 @@ pub struct DataplaneStatus {
     pub last_repair: Option<String>,
     /// Changes that the kernel refused, with its reason.
     pub errors: Vec<String>,
+}
+
+/// Probes through the overlay.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct OverlayStatus {
+    /// Named counters of probes: `sent`, `answered`, `lost`, ….
+    pub counters: BTreeMap<String, u64>,
+    /// Peers that can be judged and answer small and large probes.
+    pub peers_ok: usize,
+    /// Peers that answer no probe.
+    pub peers_lost: usize,
+    /// Peers that answer only small probes.
+    pub peers_large_lost: usize,
 }

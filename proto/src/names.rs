@@ -7,6 +7,8 @@ use std::time::Duration;
 pub const MESH_PORT: u16 = 6783;
 /// VXLAN port (UDP), Weave's fast data path port number.
 pub const VXLAN_PORT: u16 = 6784;
+/// Echo of overlay probes (UDP), bound to the node's own overlay address only.
+pub const PROBE_PORT: u16 = 6785;
 /// Where the agent serves IPAM to this node's shim.
 pub const HTTP_ADDR: &str = "127.0.0.1:6784";
 /// Where the agent serves Prometheus metrics.

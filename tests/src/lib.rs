@@ -12,6 +12,7 @@ pub mod pod;
 pub mod podman;
 pub mod reference;
 pub mod stats;
+pub mod stranger;
 pub mod stream;
 pub mod wait;
 

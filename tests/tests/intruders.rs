@@ -9,6 +9,7 @@ use anyhow::{Context, bail, ensure};
 use weft_agent::lab::http;
 use weft_agent::lab::netns::Netns;
 use weft_proto::names;
+use weft_tests::stranger::Stranger;
 use weft_tests::{Cluster, Node, Result, wait_until};
 
 fn counters(node: &Node, about: &str) -> Result<u64> {
@@ -104,6 +105,56 @@ fn garbage_on_every_port_changes_nothing() -> Result {
     ensure!(grown < 16 * 1024, "the agent grew by {grown} KiB");
 
     ensure!(essence(node)? == before, "garbage changed the state");
+    cluster.assert_reachable(&pods)?;
+    node.add_pod().map(drop)
+}
+
+#[test]
+fn strangers_with_a_valid_handshake_send_garbage() -> Result {
+    // What they may do before they are thrown out, times how often they try.
+    const ROUNDS: usize = 40;
+    let cluster = Cluster::builder().nodes(2).start()?;
+    let pods = cluster.add_pods(1)?;
+    cluster.assert_reachable(&pods)?;
+    let node = cluster.node(1);
+    let before = essence(node)?;
+    let health = node.status()?.health;
+    let to = SocketAddr::from((node.plan.address, names::MESH_PORT));
+    let stranger = Stranger::new(&Netns::named(&cluster.plan.underlay))?;
+
+    // Magic, kind, version, three zeros, length: as frames begin.
+    let head = |kind: u16, length: u32| {
+        [&b"WF"[..], &kind.to_be_bytes(), &[1, 0, 0, 0], &length.to_be_bytes()].concat()
+    };
+    let body = vec![0xa5; 4 << 20];
+    let cases = [
+        ("a web request", b"GET / HTTP/1.1\r\n\r\n".to_vec(), "frame_garbage"),
+        ("a head that promises 4 GiB", head(1, u32::MAX), "frame_too_long"),
+        ("4 MiB of what only members may send", [head(40, 4 << 20), body].concat(), "frame_too_long"),
+        ("half a head", b"WF\0".to_vec(), "frame_bad"),
+        ("a greeting of noise", [head(1, 8), vec![0xff; 8]].concat(), "frame_bad"),
+    ];
+    let rss = node.agent()?.rss_kib().context("the agent has memory")?;
+    for (what, bytes, counter) in &cases {
+        let had = counters(node, counter)?;
+        for _ in 0..ROUNDS {
+            let connection = stranger.connect(to)?;
+            stranger.send(&connection, bytes)?;
+            stranger.closed(&connection)?;
+        }
+        wait_until(&format!("{counter} to count {what}"), Duration::from_secs(10), || {
+            let counted = counters(node, counter)? - had;
+            if counted < ROUNDS as u64 {
+                bail!("only {counted}");
+            }
+            Ok(true)
+        })?;
+    }
+    let grown = node.agent()?.rss_kib().context("the agent lives")?.saturating_sub(rss);
+    println!("{} connections of strangers: the agent grew by {grown} KiB", ROUNDS * cases.len());
+    ensure!(grown < 16 * 1024, "the agent grew by {grown} KiB");
+    ensure!(essence(node)? == before, "strangers changed the state");
+    ensure!(node.status()?.health == health, "{:?}", node.status()?.conditions);
     cluster.assert_reachable(&pods)?;
     node.add_pod().map(drop)
 }

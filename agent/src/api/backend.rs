@@ -96,6 +96,9 @@ pub trait Backend: Send + Sync + 'static {
     /// Weave: `DELETE /peer/{name}`: evict a dead peer; addresses taken back.
     /// Refused for a live peer unless `force`.
     fn remove_peer(&self, name: String, force: bool) -> BoxFuture<'_, Result<u64, BackendError>>;
+    /// Founds the cluster's consensus again from this node's ledger, with the
+    /// operator's consent; the new ledger position. Refused while there is a quorum.
+    fn recover(&self) -> BoxFuture<'_, Result<u64, BackendError>>;
     /// Add or widen a range.
     fn grow(&self, range: IpNet) -> BoxFuture<'_, Result<(), BackendError>>;
 }

@@ -16,6 +16,7 @@ use std::time::Duration;
 pub use server::{ApiOptions, serve, serve_metrics, serve_status};
 pub use stats::{ApiStats, BUCKETS, HistogramSnapshot, StatsSnapshot};
 pub use token::Token;
+pub(crate) use v1::CONSENT;
 
 /// Bounds of what one client can take.
 #[derive(Debug, Clone, Copy)]

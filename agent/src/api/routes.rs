@@ -138,7 +138,8 @@ pub(super) fn all(api: Arc<Api>) -> Router {
         .route("/v1/status", get(v1::status))
         .route("/v1/config", get(v1::config))
         .route("/v1/peers/{name}", delete(v1::remove_peer))
-        .route("/v1/ranges", post(v1::grow));
+        .route("/v1/ranges", post(v1::grow))
+        .route("/v1/recover", post(v1::recover));
     finish(router, api)
 }
 

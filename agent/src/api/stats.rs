@@ -131,6 +131,7 @@ pub(super) fn route_of(path: &str) -> &'static str {
         "/v1/config",
         "/v1/peers",
         "/v1/ranges",
+        "/v1/recover",
         "/ip",
         "/ipinfo",
         "/ring",

@@ -30,6 +30,7 @@ async fn changes_need_the_token() {
         ("POST", "/v1/gc"),
         ("DELETE", "/v1/peers/x"),
         ("POST", "/v1/ranges"),
+        ("POST", "/v1/recover?yes-i-accept-the-loss=true"),
     ];
     let wrong = format!("x-weft-token: {}\r\n", "0".repeat(64));
     let bearer = format!("Authorization: Bearer {}\r\n", "0".repeat(64));
@@ -49,7 +50,7 @@ async fn changes_need_the_token() {
     let reply =
         server.send("POST", "/ip/a", &format!("Authorization: Bearer {token}\r\n"), "").await;
     assert_eq!(reply.code, 200);
-    assert_eq!(server.stats.snapshot().refused["token"], 75);
+    assert_eq!(server.stats.snapshot().refused["token"], 80);
 }
 
 #[tokio::test]
@@ -272,6 +273,12 @@ async fn v1_rest() {
         let reply = server.call("POST", "/v1/ranges", &format!(r#"{{"range":"{bad}"}}"#)).await;
         assert_eq!((reply.code, reply.error().as_str()), (400, "bad_request"));
     }
+    for bad in ["", "?yes-i-accept-the-loss", "?yes-i-accept-the-loss=yes", "?yes=true"] {
+        let reply = server.call("POST", &format!("/v1/recover{bad}"), "").await;
+        assert_eq!((reply.code, reply.error().as_str()), (400, "bad_request"), "{bad}");
+    }
+    let reply = server.call("POST", "/v1/recover?yes-i-accept-the-loss=true", "").await;
+    assert_eq!((reply.code, reply.body.as_str()), (200, r#"{"position":7}"#));
     let reply = server.call("GET", "/v1/nothing", "").await;
     assert_eq!((reply.code, reply.error().as_str()), (404, "not_found"));
     assert_eq!(server.call("PUT", "/v1/status", "").await.code, 405);

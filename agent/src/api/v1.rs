@@ -19,6 +19,9 @@ use super::routes::{Api, query};
 /// For what needs the cluster's agreement.
 const CLUSTER: Duration = Duration::from_secs(30);
 
+/// Query parameter by which an operator says that the lost voters are lost.
+pub(crate) const CONSENT: &str = "yes-i-accept-the-loss";
+
 type Shared = State<Arc<Api>>;
 
 /// Body of `POST /v1/ranges`.
@@ -152,6 +155,22 @@ pub(super) async fn remove_peer(
         within(CLUSTER, api.backend.remove_peer(name.clone(), force))
             .await
             .map(|addresses| serde_json::json!({ "peer": name, "addresses": addresses })),
+    )
+}
+
+/// `POST /v1/recover?yes-i-accept-the-loss=true`: the consent is part of the
+/// request, so that nothing does it by accident.
+pub(super) async fn recover(State(api): Shared, RawQuery(raw): RawQuery) -> Response {
+    if query(raw.as_deref(), CONSENT).as_deref() != Some("true") {
+        return bad(format!(
+            "this founds consensus again without the voters that cannot be reached; changes of the \
+             ledger that only they know are lost. To do it: POST /v1/recover?{CONSENT}=true"
+        ));
+    }
+    answer(
+        within(CLUSTER, api.backend.recover())
+            .await
+            .map(|position| serde_json::json!({ "position": position })),
     )
 }
 

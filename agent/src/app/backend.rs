@@ -14,6 +14,7 @@ use weft_proto::names;
 
 use super::App;
 use crate::api::backend::{Backend, BackendError};
+use crate::consensus::RecoverError;
 use crate::ipam_service::{IpamService, LeaseFacts, http_key};
 use crate::mesh::net::BoxFuture;
 
@@ -329,6 +330,19 @@ impl Backend for App {
         force: bool,
     ) -> BoxFuture<'_, Result<u64, BackendError>> {
         Box::pin(async move { self.evict(&name, force).await })
+    }
+
+    fn recover(&self) -> BoxFuture<'_, Result<u64, BackendError>> {
+        let consensus = self.consensus.clone();
+        Box::pin(async move {
+            // A task of its own: a caller that hangs up must not leave it half done.
+            let task = tokio::spawn(async move { consensus.recover().await });
+            let result = task.await.map_err(|e| BackendError::Internal(e.to_string()))?;
+            result.map_err(|e| match e {
+                RecoverError::Consensus(inner) => BackendError::Internal(inner.to_string()),
+                refusal => BackendError::Conflict(refusal.to_string()),
+            })
+        })
     }
 
     fn grow(&self, range: IpNet) -> BoxFuture<'_, Result<(), BackendError>> {

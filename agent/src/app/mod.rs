@@ -13,6 +13,7 @@ mod intent;
 mod loops;
 mod own_address;
 mod peers;
+mod probing;
 mod remove;
 mod start;
 mod status;
@@ -57,6 +58,8 @@ pub(crate) struct App {
     routes: Mutex<Routes>,
     /// Conditions found by the daemon's own loops, by reason.
     conditions: Mutex<BTreeMap<String, Condition>>,
+    /// Probes through the overlay.
+    probing: Mutex<probing::Probing>,
     /// False until leases of an earlier life are known again.
     recovered: std::sync::atomic::AtomicBool,
 }

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use tokio::net::TcpListener;
 use weft_proto::names;
 
-use super::{App, LedgerRegistry, Routes, cni, founding, loops, own_address, sweep};
+use super::{App, LedgerRegistry, Routes, cni, founding, loops, own_address, probing, sweep};
 use crate::api;
 use crate::config::Config;
 use crate::consensus::{self, Consensus, ConsensusConfig, ConsensusHandle};
@@ -185,6 +185,7 @@ async fn serve(config: Config) -> Result<()> {
         underlay,
         routes: Mutex::new(Routes::default()),
         conditions: Mutex::default(),
+        probing: Mutex::default(),
         recovered: AtomicBool::new(false),
         config,
     });
@@ -197,6 +198,7 @@ async fn serve(config: Config) -> Result<()> {
     tasks.spawn(loops::tell(Arc::clone(&app)));
     tasks.spawn(own_address::hold(Arc::clone(&app)));
     tasks.spawn(sweep::run(Arc::clone(&app)));
+    tasks.spawn(probing::run(Arc::clone(&app)));
     tasks.spawn(loops::install(Arc::clone(&app)));
 
     let metrics = match app.config.metrics_addr {

@@ -72,6 +72,7 @@ impl App {
                 member.blocks = blocks.get(&id).map_or(0, |b| b.0);
             }
         }
+        let overlay = self.overlay_status(&mut mesh.members);
         let consensus = self.consensus.status();
         let stand = self.ipam.stand();
         let dataplane = self.dataplane.status();
@@ -93,6 +94,7 @@ impl App {
             consensus,
             ipam,
             dataplane,
+            overlay,
         }
     }
 
@@ -165,6 +167,7 @@ impl App {
         all.extend(
             self.conditions.lock().unwrap_or_else(PoisonError::into_inner).values().cloned(),
         );
+        all.extend(self.path_conditions(&self.mesh.view()));
         let ledger = self.consensus.ledger();
         let joined = ledger.member(self.me).is_some();
         for refusal in self.mesh.refusals() {

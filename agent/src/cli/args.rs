@@ -114,6 +114,14 @@ pub(super) enum Cmd {
         #[command(flatten)]
         output: OutputArg,
     },
+    /// Found consensus again from this node, when most voters are lost for good; first shows what that means
+    Recover {
+        /// Do it: the voters that cannot be reached are lost
+        #[arg(long)]
+        yes: bool,
+        #[command(flatten)]
+        output: OutputArg,
+    },
     /// Remove everything weft put on this machine; the agent must be stopped
     Cleanup {
         #[command(flatten)]
@@ -137,7 +145,7 @@ pub(super) enum Cmd {
 pub(super) fn command() -> Command {
     let mut command = with_vars(Cli::command(), |_| true)
         .after_help("Without a command: the daemon. Every flag can be given as the environment variable of its name; `agent config` shows what is in effect.");
-    for name in ["status", "report", "ps", "rmpeer", "connect", "forget", "grow"] {
+    for name in ["status", "report", "ps", "rmpeer", "connect", "forget", "grow", "recover"] {
         command =
             command.mut_subcommand(name, |sub| with_vars(sub, |var| CLIENT_VARS.contains(&var)));
     }

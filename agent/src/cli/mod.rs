@@ -4,6 +4,7 @@
 mod args;
 mod client;
 mod out;
+mod recover;
 mod remote;
 
 use std::ffi::OsString;
@@ -89,6 +90,7 @@ fn ask(command: Cmd, client: &Client) -> ExitCode {
             finish(remote::targets(client, "/forget", &targets, false, output.output))
         }
         Cmd::Grow { range, output } => finish(remote::grow(client, &range, output.output)),
+        Cmd::Recover { yes, output } => finish(recover::recover(client, yes, output.output)),
         // Handled before an agent is looked for.
         Cmd::Cleanup { .. } | Cmd::Version { .. } | Cmd::Lab { .. } => ExitCode::FAILURE,
     }

@@ -126,7 +126,7 @@ fn lease_table(leases: &[LeaseInfo]) -> String {
     screen::columns(&rows)
 }
 
-fn changed(text: String, value: &Value, output: Output) -> anyhow::Result<ExitCode> {
+pub(super) fn changed(text: String, value: &Value, output: Output) -> anyhow::Result<ExitCode> {
     let text = match output {
         Output::Text => text,
         Output::Json => value.to_string(),

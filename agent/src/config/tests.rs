@@ -165,7 +165,7 @@ fn defaults() {
     assert!(config.expect_npc && config.hairpin && config.no_masq_local);
     assert!(config.password.is_empty() && config.warnings.is_empty());
     assert_eq!(config.cni_conf_dir, Some("/etc/cni/net.d".into()));
-    assert_eq!(config.log_filter, "info");
+    assert!(config.log_filter.starts_with("info,openraft=warn,quinn=warn"));
 }
 
 #[test]

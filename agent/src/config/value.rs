@@ -332,6 +332,29 @@ pub(super) fn log_level(text: &str) -> Parsed<String> {
     }
 }
 
+/// Libraries that tell at `info` and below what only their authors need.
+const TALKATIVE: &[&str] = &[
+    "openraft",
+    "quinn",
+    "quinn_proto",
+    "quinn_udp",
+    "rustls",
+    "foca",
+    "netlink_proto",
+    "netlink_sys",
+    "netlink_packet_route",
+    "rtnetlink",
+];
+
+/// A level for this program, and warnings only of the libraries below it.
+pub(super) fn quiet(level: &str) -> String {
+    if level == "error" {
+        return level.to_owned();
+    }
+    let libraries = TALKATIVE.iter().map(|target| format!(",{target}=warn"));
+    std::iter::once(level.to_owned()).chain(libraries).collect()
+}
+
 pub(super) fn log_filter(text: &str) -> Parsed<String> {
     tracing_subscriber::EnvFilter::try_new(text)
         .map(|_| text.to_owned())

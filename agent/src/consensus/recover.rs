@@ -26,6 +26,12 @@ pub enum RecoverError {
     /// It works: no recovery is needed, and it would do harm.
     #[error("the cluster still has a quorum (leader {0}): nothing to recover")]
     Healthy(String),
+    /// They only have no leader at this moment.
+    #[error(
+        "most voters can be reached ({0}): they elect a leader within seconds; if they are not to \
+         count any more, stop their agents first"
+    )]
+    Majority(String),
     /// No ledger to keep.
     #[error(
         "this node knows no ledger: recover from a node that was a member, or let the cluster be founded as usual"
@@ -48,6 +54,12 @@ impl Core {
         let head = self.replica.head();
         if head.cluster.is_none() {
             return Err(RecoverError::NoLedger);
+        }
+        let reachable: Vec<_> = status.voters.iter().filter(|v| v.alive).collect();
+        if reachable.len() * 2 > status.voters.len() {
+            let names: Vec<_> =
+                reachable.iter().map(|v| v.name.as_deref().unwrap_or(&v.seat)).collect();
+            return Err(RecoverError::Majority(names.join(", ")));
         }
         self.pull_from_everybody().await;
         let mut ledger = (*self.replica.ledger()).clone();

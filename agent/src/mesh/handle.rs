@@ -188,6 +188,8 @@ impl MeshHandle {
                 leases: m.record.leases,
                 version: m.record.software.clone(),
                 ledger_index: m.record.ledger_index,
+                overlay_rtt_us: None,
+                overlay_ok: None,
             })
             .collect()
     }

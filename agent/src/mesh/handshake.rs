@@ -14,11 +14,14 @@ use super::auth::{Facts, LABEL, Role, judge, printable};
 use super::conn;
 use super::pool::{Admit, Conn};
 use super::state::{State, canonical, lock, read};
-use super::stream::{StreamError, read_frame, write_frame};
+use super::stream::{StreamError, read_frame_within, write_frame};
 use super::tls::peer_node;
 
 /// Deadline of every handshake.
 pub(super) const DEADLINE: Duration = Duration::from_secs(5);
+/// Longest frame of a handshake: greetings and refusals are short, and who
+/// sends one is still a stranger.
+const FIRST_FRAME: usize = 64 << 10;
 /// How long a peer may take to prove that its older connection lives.
 const PROBE: Duration = Duration::from_secs(1);
 /// Two connections to one peer: the loser may finish what is under way.
@@ -245,7 +248,7 @@ async fn greet(
         let hello = Frame::new(&hello(state, 0, Role::Client, &exporter, address))
             .map_err(|e| Rejected::Broken(e.to_string()))?;
         write_frame(&mut send, &hello).await.map_err(broken)?;
-        read_frame(&mut receive).await.map_err(broken)
+        read_frame_within(&mut receive, FIRST_FRAME).await.map_err(broken)
     }
     .await;
     if own.seen() {
@@ -334,7 +337,7 @@ async fn accept(
     let key = peer_node(&quic).ok_or("peer without a key")?;
     let exporter = exporter(&quic).map_err(|e| e.text())?;
     let (mut send, mut receive) = quic.accept_bi().await.map_err(|e| e.to_string())?;
-    let frame = read_frame(&mut receive).await.map_err(|e| bad_frame(state, &e))?;
+    let frame = read_frame_within(&mut receive, FIRST_FRAME).await.map_err(|e| bad_frame(state, &e))?;
     let peer: Hello = frame.decode().map_err(|e| bad_frame(state, &e.into()))?;
     let verdict = match check(state, Role::Client, &exporter, key, &peer) {
         Err(f) if f.code == Failure::CLONE && lock(&state.dialling).remove(&exporter) => {

@@ -1,7 +1,7 @@
 //! Frames on QUIC streams: the header is read and judged before the body.
 
 use quinn::{ReadExactError, RecvStream, SendStream, WriteError};
-use weft_proto::frame::{Frame, FrameError, HEADER, Header};
+use weft_proto::frame::{Frame, FrameError, HEADER, Header, MAX_PAYLOAD};
 
 /// A body is read in steps of this size, so that memory follows what has come
 /// and not what a header promises.
@@ -37,9 +37,22 @@ impl From<WriteError> for StreamError {
 
 /// Reads the one frame of a stream and its end.
 pub(super) async fn read_frame(stream: &mut RecvStream) -> Result<Frame, StreamError> {
+    read_frame_within(stream, MAX_PAYLOAD).await
+}
+
+/// The same, with a limit of its own below the kind's: for who has not proved
+/// itself yet, whatever kind it says it sends.
+pub(super) async fn read_frame_within(
+    stream: &mut RecvStream,
+    limit: usize,
+) -> Result<Frame, StreamError> {
     let mut head = [0; HEADER];
     stream.read_exact(&mut head).await?;
     let header = Header::parse(&head)?;
+    if header.length > limit {
+        let Header { kind, length, .. } = header;
+        return Err(FrameError::TooLong { kind, length, limit }.into());
+    }
     let mut payload = Vec::new();
     while payload.len() < header.length {
         let most = STEP.min(header.length - payload.len());

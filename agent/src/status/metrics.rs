@@ -76,6 +76,7 @@ pub fn render(status: &Status, api: &StatsSnapshot, process: Option<&Process>) -
     mesh(&mut page, status);
     addresses(&mut page, status);
     dataplane(&mut page, status);
+    overlay(&mut page, status);
     endpoint(&mut page, api);
     aliases(&mut page, status);
     if let Some(process) = process {
@@ -237,6 +238,40 @@ fn dataplane(page: &mut Page, status: &Status) {
         "Changes made to the kernel after the first pass.",
         d.repairs,
     );
+}
+
+fn overlay(page: &mut Page, status: &Status) {
+    let o = &status.overlay;
+    page.head(
+        "weft_overlay_probe_total",
+        "counter",
+        "Probes through the overlay, by what became of them.",
+    );
+    for (result, count) in &o.counters {
+        page.sample("weft_overlay_probe_total", &[("result", result)], *count as f64);
+    }
+    page.head("weft_overlay_probe_peers", "gauge", "Peers by what their probes say.");
+    let states = [("ok", o.peers_ok), ("lost", o.peers_lost), ("large_lost", o.peers_large_lost)];
+    for (state, count) in states {
+        page.sample("weft_overlay_probe_peers", &[("state", state)], count as f64);
+    }
+    page.head("weft_overlay_probe_ok", "gauge", "1 if probes of a peer come back, by peer.");
+    for m in &status.mesh.members {
+        if let Some(ok) = m.overlay_ok {
+            page.sample("weft_overlay_probe_ok", &[("peer", &m.name), ("id", &m.id)], flag(ok));
+        }
+    }
+    page.head(
+        "weft_overlay_probe_rtt_seconds",
+        "gauge",
+        "Round-trip time through the overlay, by peer.",
+    );
+    for m in &status.mesh.members {
+        if let Some(us) = m.overlay_rtt_us {
+            let labels = [("peer", m.name.as_str()), ("id", m.id.as_str())];
+            page.sample("weft_overlay_probe_rtt_seconds", &labels, us as f64 / 1e6);
+        }
+    }
 }
 
 fn endpoint(page: &mut Page, api: &StatsSnapshot) {

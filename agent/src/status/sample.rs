@@ -84,6 +84,11 @@ pub(crate) fn status() -> Status {
             last_repair: Some("route 10.32.0.64/26 put back".into()),
             errors: vec![],
         },
+        overlay: OverlayStatus {
+            counters: [("answered".into(), 9), ("sent".into(), 10)].into(),
+            peers_ok: 1,
+            ..OverlayStatus::default()
+        },
     }
 }
 
@@ -98,6 +103,8 @@ fn member(id: &str, name: &str, state: &str, host: u8) -> MemberStatus {
         leases: 5,
         version: "0.1.0".into(),
         ledger_index: 42,
+        overlay_rtt_us: (state == "alive").then_some(534),
+        overlay_ok: (state == "alive").then_some(true),
     }
 }
 

@@ -150,14 +150,24 @@ fn dataplane(d: &DataplaneStatus) -> String {
     text
 }
 
+/// Round-trip time through the overlay, or that something dies there.
+fn overlay(m: &MemberStatus) -> String {
+    match (m.overlay_ok, m.overlay_rtt_us) {
+        (Some(false), _) => "FAILS".to_owned(),
+        (_, Some(us)) => millis(us),
+        (_, None) => "-".to_owned(),
+    }
+}
+
 fn table(status: &Status) -> String {
     let mut members: Vec<&MemberStatus> = status.mesh.members.iter().collect();
     if members.is_empty() {
         return String::new();
     }
     // Trouble first: on a large cluster the rest is cut.
-    members.sort_by_key(|m| (m.state == "alive", m.name.clone()));
-    let head = ["NAME", "STATE", "ADDRESS", "RTT", "BLOCKS", "LEASES", "VERSION"];
+    let well = |m: &MemberStatus| m.state == "alive" && m.overlay_ok != Some(false);
+    members.sort_by_key(|m| (well(m), m.name.clone()));
+    let head = ["NAME", "STATE", "ADDRESS", "RTT", "OVERLAY", "BLOCKS", "LEASES", "VERSION"];
     let mut rows = vec![head.map(str::to_owned)];
     for m in members.iter().take(ROWS) {
         let rtt = status
@@ -171,6 +181,7 @@ fn table(status: &Status) -> String {
             clean(&m.state),
             shortened(&m.underlay, 1),
             rtt.map_or_else(|| "-".to_owned(), millis),
+            overlay(m),
             m.blocks.to_string(),
             m.leases.to_string(),
             clean(&m.version),

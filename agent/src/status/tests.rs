@@ -73,9 +73,9 @@ addresses  ready, range 10.32.0.0/24
 data plane in sync, 2 routes, 1 pod, MTU 1450 (eth0 1500 minus 50), 1 repair
            last repair: route 10.32.0.64/26 put back
 peers      1 of 2 alive
-  NAME  STATE  ADDRESS    RTT    BLOCKS  LEASES  VERSION
-  n3    dead   192.0.2.3  -      1       5       0.1.0
-  n2    alive  192.0.2.2  0.4ms  1       5       0.1.0
+  NAME  STATE  ADDRESS    RTT    OVERLAY  BLOCKS  LEASES  VERSION
+  n3    dead   192.0.2.3  -      -        1       5       0.1.0
+  n2    alive  192.0.2.2  0.4ms  0.5ms    1       5       0.1.0
 "
     );
 }

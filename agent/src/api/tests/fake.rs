@@ -232,6 +232,10 @@ impl Backend for Fake {
         })
     }
 
+    fn recover(&self) -> BoxFuture<'_, Result<u64, BackendError>> {
+        Box::pin(async { self.outcome("recover").await.map(|()| 7) })
+    }
+
     fn grow(&self, _: IpNet) -> BoxFuture<'_, Result<(), BackendError>> {
         Box::pin(async { Ok(()) })
     }

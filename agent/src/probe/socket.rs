@@ -1,0 +1,64 @@
+//! The socket of probes: on one own overlay address, never fragmenting.
+#![allow(unsafe_code, reason = "setsockopt has no safe wrapper for IP_MTU_DISCOVER")]
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsRawFd;
+
+use nix::libc;
+use tokio::net::UdpSocket;
+use weft_proto::names::PROBE_PORT;
+
+/// A socket for asks and answers.
+#[derive(Debug)]
+pub struct ProbeSocket {
+    address: IpAddr,
+    socket: UdpSocket,
+}
+
+impl ProbeSocket {
+    /// Binds to an address of this node; fails until the bridge carries it.
+    pub fn bind(address: IpAddr) -> io::Result<Self> {
+        let socket = std::net::UdpSocket::bind((address, PROBE_PORT))?;
+        socket.set_nonblocking(true)?;
+        // "Don't fragment" on every packet, and no smaller size learned from
+        // ICMP either: what the probe is to find out must not be remembered away.
+        let (level, option, value) = match address {
+            IpAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_PROBE),
+            IpAddr::V6(_) => {
+                (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_PROBE)
+            }
+        };
+        let value: libc::c_int = value;
+        // SAFETY: the descriptor is open while `socket` lives; the kernel reads
+        // `size_of::<c_int>()` bytes at the pointer, which is what is there.
+        let result = unsafe {
+            libc::setsockopt(
+                socket.as_raw_fd(),
+                level,
+                option,
+                std::ptr::from_ref(&value).cast(),
+                size_of::<libc::c_int>() as libc::socklen_t,
+            )
+        };
+        if result != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(Self { address, socket: UdpSocket::from_std(socket)? })
+    }
+
+    /// The address it is bound to.
+    pub fn address(&self) -> IpAddr {
+        self.address
+    }
+
+    /// Sends now or not at all.
+    pub fn send(&self, bytes: &[u8], to: SocketAddr) -> io::Result<()> {
+        self.socket.try_send_to(bytes, to).map(drop)
+    }
+
+    /// Waits for a packet.
+    pub async fn receive(&self, buffer: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
+        self.socket.recv_from(buffer).await
+    }
+}
