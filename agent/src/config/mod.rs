@@ -305,8 +305,9 @@ fn read(r: &mut Reader<'_>) -> Config {
     let cni_bin_dir = r.get("CNI_BIN_DIR", None, optional_dir);
     let log_format = r.get("LOG_FORMAT", LogFormat::Text, value::log_format);
     let level = r.get("LOG_LEVEL", String::new(), value::log_level);
-    let log_filter =
-        r.get("RUST_LOG", None, |text| value::log_filter(text).map(Some)).unwrap_or(level);
+    let log_filter = r
+        .get("RUST_LOG", None, |text| value::log_filter(text).map(Some))
+        .unwrap_or_else(|| filter(&level));
     let quarantine = r.get("QUARANTINE", Duration::ZERO, duration);
     let lease_cooldown = r.get("LEASE_COOLDOWN", Duration::ZERO, duration);
 
@@ -359,6 +360,16 @@ fn read(r: &mut Reader<'_>) -> Config {
         lease_cooldown,
         values: std::mem::take(&mut r.values),
         warnings,
+    }
+}
+
+/// What a level means: consensus tells every step of every vote, which only
+/// helps who looks for a fault in it.
+fn filter(level: &str) -> String {
+    match level {
+        "trace" => level.to_owned(),
+        "debug" => format!("{level},openraft=info"),
+        _ => format!("{level},openraft=error"),
     }
 }
 
