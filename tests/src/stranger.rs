@@ -89,10 +89,8 @@ impl Stranger {
             .with_client_cert_resolver(Arc::new(AlwaysResolvesClientRawPublicKeys::new(certified)));
         tls.alpn_protocols = vec![names::ALPN.to_vec()];
         let config = quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls)?));
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .enable_all()
-            .build()?;
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let socket = netns.run(|| std::net::UdpSocket::bind("0.0.0.0:0"))??;
         let _inside = runtime.enter();
         let endpoint = quinn::Endpoint::new(

@@ -119,7 +119,9 @@ impl App {
                 let clash = wanted.iter().find(|w| {
                     w.host_port == have.host_port
                         && w.protocol.eq_ignore_ascii_case(&have.protocol)
-                        && (w.host_ip.is_none() || have.host_ip.is_none() || w.host_ip == have.host_ip)
+                        && (w.host_ip.is_none()
+                            || have.host_ip.is_none()
+                            || w.host_ip == have.host_ip)
                 });
                 if let Some(clash) = clash {
                     return Err(BackendError::Conflict(format!(
@@ -145,7 +147,8 @@ impl App {
 
     fn with_len(&self, address: IpAddr, subnet: Option<IpNet>) -> IpNet {
         let ledger = self.consensus.ledger();
-        let within = subnet.or_else(|| ledger.ranges().iter().copied().find(|r| r.contains(&address)));
+        let within =
+            subnet.or_else(|| ledger.ranges().iter().copied().find(|r| r.contains(&address)));
         let len = within.map_or(if address.is_ipv4() { 32 } else { 128 }, |net| net.prefix_len());
         IpNet::new(address, len).unwrap_or_else(|_| IpNet::from(address))
     }
@@ -178,7 +181,10 @@ impl Backend for App {
             self.free(&[key])?;
             if had {
                 // The route and rules are gone before the address can be heard of again.
-                self.dataplane.settled().await.map_err(|e| BackendError::Internal(e.to_string()))?;
+                self.dataplane
+                    .settled()
+                    .await
+                    .map_err(|e| BackendError::Internal(e.to_string()))?;
             }
             Ok(had)
         })
@@ -300,6 +306,9 @@ impl Backend for App {
     }
 
     fn connect(&self, targets: Vec<String>, replace: bool) -> Result<(), BackendError> {
+        if let Some(target) = targets.iter().find(|target| !crate::config::is_target(target)) {
+            return Err(BackendError::Bad(format!("`{target}` is not HOST or HOST:PORT")));
+        }
         self.mesh.connect(&targets, replace).map_err(BackendError::Bad)
     }
 
@@ -324,11 +333,7 @@ impl Backend for App {
         Box::pin(self.hand_back())
     }
 
-    fn remove_peer(
-        &self,
-        name: String,
-        force: bool,
-    ) -> BoxFuture<'_, Result<u64, BackendError>> {
+    fn remove_peer(&self, name: String, force: bool) -> BoxFuture<'_, Result<u64, BackendError>> {
         Box::pin(async move { self.evict(&name, force).await })
     }
 

@@ -58,9 +58,8 @@ pub(super) fn install_plugin(config: &Config) -> Result<(), InstallError> {
     let to = dir.join(PLUGIN);
     let fail = |source| InstallError { path: to.clone(), source };
     let beside = std::env::current_exe().map_err(fail)?.with_file_name(PLUGIN);
-    let content = fs::read(&beside).map_err(|e| {
-        fail(io::Error::new(e.kind(), format!("{}: {e}", beside.display())))
-    })?;
+    let content = fs::read(&beside)
+        .map_err(|e| fail(io::Error::new(e.kind(), format!("{}: {e}", beside.display()))))?;
     if replace(&to, &content, 0o755)? {
         tracing::info!("CNI plugin installed as {}", to.display());
     }

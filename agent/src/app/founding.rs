@@ -33,9 +33,8 @@ pub(super) fn founding(
     node_name: &str,
     port: u16,
 ) -> Founding {
-    let spell = |list: &[String]| -> BTreeSet<String> {
-        list.iter().map(|p| canonical(p, port)).collect()
-    };
+    let spell =
+        |list: &[String]| -> BTreeSet<String> { list.iter().map(|p| canonical(p, port)).collect() };
     let own: Vec<String> = own.iter().map(|ip| canonical(&ip.to_string(), port)).collect();
     let names_me = |member: &String| own.contains(member) || member == node_name;
     match init {
@@ -88,10 +87,7 @@ mod tests {
             6783,
         );
         let members = strings(&["10.0.0.1", "10.0.0.2", "10.0.0.3"]);
-        assert_eq!(
-            a,
-            Founding::Seats { members: members.clone(), mine: Some("10.0.0.1".into()) }
-        );
+        assert_eq!(a, Founding::Seats { members: members.clone(), mine: Some("10.0.0.1".into()) });
         assert_eq!(b, Founding::Seats { members, mine: Some("10.0.0.2".into()) });
     }
 

@@ -22,6 +22,7 @@ pub(super) async fn follow(app: Arc<App>) {
     let mut views = app.mesh.watch();
     let mut leases = app.ipam.watch();
     let mut book = PeerBook::open(&app.config.state_dir.join("peers.json"));
+    let mut unsaved = false;
     loop {
         let ledger = ledgers.borrow_and_update().clone();
         let view = views.borrow_and_update().clone();
@@ -33,13 +34,19 @@ pub(super) async fn follow(app: Arc<App>) {
             app.mesh.set_ranges(ledger.ranges().to_vec());
             let news = book.learn(&view, app.me);
             book.keep(|node| ledger.member(node).is_some() || view.members.contains_key(&node));
-            if news && let Err(e) = book.store() {
-                app.condition("StateDirUnwritable", Some(Condition {
-                    health: Health::Degraded,
-                    reason: "StateDirUnwritable".into(),
-                    message: format!("{}: {e}", app.config.state_dir.display()),
-                    hint: "free space on, or fix the rights of, STATE_DIR".into(),
-                }));
+            unsaved |= news;
+            if unsaved {
+                let failed = book.store().err();
+                unsaved = failed.is_some();
+                app.condition(
+                    "StateDirUnwritable",
+                    failed.map(|e| Condition {
+                        health: Health::Degraded,
+                        reason: "StateDirUnwritable".into(),
+                        message: format!("{}: {e}", app.config.state_dir.display()),
+                        hint: "free space on, or fix the rights of, STATE_DIR".into(),
+                    }),
+                );
             }
             let (peers, complete) =
                 intent::peers(&ledger, &book, app.me, underlay_is_v6(&app.underlay));
@@ -105,12 +112,16 @@ pub(super) async fn tell(app: Arc<App>) {
 /// Plugin at once, configuration once ADD can be served.
 pub(super) async fn install(app: Arc<App>) {
     let failed = |e: &cni::InstallError| {
-        app.condition("CniInstall", Some(Condition {
-            health: Health::Broken,
-            reason: "CniInstall".into(),
-            message: e.to_string(),
-            hint: "mount the host's CNI directories, or set CNI_CONF_DIR and CNI_BIN_DIR".into(),
-        }));
+        app.condition(
+            "CniInstall",
+            Some(Condition {
+                health: Health::Broken,
+                reason: "CniInstall".into(),
+                message: e.to_string(),
+                hint: "mount the host's CNI directories, or set CNI_CONF_DIR and CNI_BIN_DIR"
+                    .into(),
+            }),
+        );
     };
     let options = ConflistOptions {
         agent_addr: app.config.http_addr.to_string(),

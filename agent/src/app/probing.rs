@@ -132,9 +132,7 @@ fn hear(
     let packet = buffer.get(..length.min(buffer.len())).and_then(Packet::decode);
     let mut probing = app.probing.lock().unwrap_or_else(PoisonError::into_inner);
     match packet {
-        Some(Packet::Ask(nonce))
-            if echo.allows(now, from, app.consensus.ledger().ranges()) =>
-        {
+        Some(Packet::Ask(nonce)) if echo.allows(now, from, app.consensus.ledger().ranges()) => {
             match socket.send(&Packet::Answer(nonce).encode(SMALLEST), from) {
                 Ok(()) => probing.answers_given += 1,
                 Err(_) => probing.unsent += 1,

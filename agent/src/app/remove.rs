@@ -42,9 +42,9 @@ impl App {
     pub(super) async fn evict(&self, name: &str, force: bool) -> Result<u64, BackendError> {
         let node = self.find_member(name)?;
         if node == self.me {
-            return Err(BackendError::Conflict(
-                "that is this node; run rmpeer on another one, or `DELETE /peer` to leave".into(),
-            ));
+            return Err(BackendError::Bad(format!(
+                "{name} is this node; run rmpeer on another one"
+            )));
         }
         if self.mesh.view().is_alive(node) && !force {
             return Err(BackendError::Conflict(format!(

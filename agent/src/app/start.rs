@@ -87,8 +87,7 @@ fn check_overlaps(config: &Config) -> Result<()> {
     if overlaps.is_empty() {
         return Ok(());
     }
-    let found: Vec<String> =
-        overlaps.iter().map(|(net, what)| format!("{net} ({what})")).collect();
+    let found: Vec<String> = overlaps.iter().map(|(net, what)| format!("{net} ({what})")).collect();
     bail!(
         "IPALLOC_RANGE {} overlaps {} on this host; choose a range that is free on every node",
         config.ranges.iter().map(ToString::to_string).collect::<Vec<_>>().join(","),
@@ -165,7 +164,10 @@ async fn serve(config: Config) -> Result<()> {
 
     let (journal, found) = Journal::open(&config.run_dir.join(names::LEASES_FILE))?;
     if found.damaged > 0 {
-        tracing::error!(lines = found.damaged, "lease store damaged; leases are rebuilt from the kernel");
+        tracing::error!(
+            lines = found.damaged,
+            "lease store damaged; leases are rebuilt from the kernel"
+        );
     }
     let ipam = IpamService::new(me, config.lease_cooldown, journal, &found);
     let registry: Arc<dyn Registry> = Arc::new(LedgerRegistry(consensus.clone()));

@@ -13,6 +13,7 @@ use super::App;
 use super::remove::host_bits;
 use crate::ipam_service::Stand;
 use crate::mesh::net::{MeshView, PeerNet};
+use crate::status::count;
 
 /// How long a refusal stays on the screen after it last happened.
 const REFUSAL_SHOWN: Duration = Duration::from_secs(300);
@@ -26,9 +27,10 @@ impl App {
         if let Some(refusal) = self.mesh.refusals().iter().rfind(|r| !r.by_us) {
             return format!("{} refused this node: {}", refusal.address, refusal.message);
         }
-        self.consensus.status().waiting.unwrap_or_else(|| {
-            "this node is joining the cluster; try again in a moment".to_owned()
-        })
+        self.consensus
+            .status()
+            .waiting
+            .unwrap_or_else(|| "this node is joining the cluster; try again in a moment".to_owned())
     }
 
     pub(super) fn build_readiness(&self) -> Readiness {
@@ -40,9 +42,12 @@ impl App {
             reasons.push(self.why_not_joined());
         }
         if !data.in_sync {
-            reasons.extend(data.errors.first().cloned().or_else(|| {
-                Some("the data plane is not set up yet".to_owned())
-            }));
+            reasons.extend(
+                data.errors
+                    .first()
+                    .cloned()
+                    .or_else(|| Some("the data plane is not set up yet".to_owned())),
+            );
         }
         if stand.free4 == 0
             && stand.free6 == 0
@@ -124,8 +129,11 @@ impl App {
                 alive: view.is_alive(*node),
             })
             .collect::<Vec<_>>();
-        let ranges =
-            if ledger.ranges().is_empty() { self.config.ranges.as_slice() } else { ledger.ranges() };
+        let ranges = if ledger.ranges().is_empty() {
+            self.config.ranges.as_slice()
+        } else {
+            ledger.ranges()
+        };
         let clamp = |n: u128| u64::try_from(n).unwrap_or(u64::MAX);
         let state = if ledger.cluster().is_none() {
             let known = consensus.voters.iter().filter(|v| v.alive).count();
@@ -217,14 +225,16 @@ impl App {
             all.push(condition(
                 Health::Degraded,
                 "PeerDead",
-                format!("node {} does not answer; it owns {} blocks", member.name, member.blocks),
-                &format!(
-                    "bring it back, or, if it is gone for good: agent rmpeer {}",
-                    member.name
+                format!(
+                    "node {} does not answer; it owns {}",
+                    member.name,
+                    count(member.blocks, "block")
                 ),
+                &format!("bring it back, or, if it is gone for good: agent rmpeer {}", member.name),
             ));
         }
-        if let Some(why) = stand.exhausted.as_ref().filter(|_| stand.free4 == 0 && stand.free6 == 0) {
+        if let Some(why) = stand.exhausted.as_ref().filter(|_| stand.free4 == 0 && stand.free6 == 0)
+        {
             all.push(condition(
                 Health::Degraded,
                 "Exhausted",
@@ -236,7 +246,7 @@ impl App {
                 Health::Degraded,
                 "AddressWanted",
                 format!(
-                    "{} requests wait for an address{}",
+                    "requests that wait for an address: {}{}",
                     stand.waiting.len(),
                     stand.blocked.as_ref().map(|why| format!(": {why}")).unwrap_or_default()
                 ),

@@ -19,10 +19,7 @@ const GRACE_MS: u64 = 120_000;
 
 /// Reads what an earlier life left: notes of DELs, and, if the lease store is
 /// lost, the aliases of living interfaces.
-pub(super) async fn recover(
-    app: &Arc<App>,
-    intact: bool,
-) -> Result<(), DataplaneError> {
+pub(super) async fn recover(app: &Arc<App>, intact: bool) -> Result<(), DataplaneError> {
     let noted = read_notes(app);
     if !intact {
         // Without the interfaces an address in use could be given away again.
@@ -102,7 +99,8 @@ fn read_notes(app: &App) -> BTreeSet<AttachmentKey> {
         if path.extension().is_none_or(|e| e != "json") {
             continue;
         }
-        let note = fs::read(&path).ok().and_then(|b| serde_json::from_slice::<AttachmentKey>(&b).ok());
+        let note =
+            fs::read(&path).ok().and_then(|b| serde_json::from_slice::<AttachmentKey>(&b).ok());
         let Some(key) = note else {
             tracing::warn!("{} is not a note of a DEL; removed", path.display());
             let _ = fs::remove_file(&path);
@@ -146,7 +144,10 @@ impl App {
         let condition = (!lost.is_empty()).then(|| Condition {
             health: Health::Degraded,
             reason: "ForeignLease".into(),
-            message: format!("pods here use addresses this node no longer owns: {}", lost.join(", ")),
+            message: format!(
+                "pods here use addresses this node no longer owns: {}",
+                lost.join(", ")
+            ),
             hint: "restart these pods; they get new addresses".into(),
         });
         self.condition("ForeignLease", condition);

@@ -16,7 +16,7 @@ const CONFIGURED: &[&str] = &["config", "cleanup"];
 
 /// The container network for Kubernetes clusters without a cloud network.
 #[derive(Debug, Parser)]
-#[command(name = "agent", disable_version_flag = true)]
+#[command(name = "agent", version, display_name = "weft")]
 pub(super) struct Cli {
     #[command(subcommand)]
     pub(super) command: Option<Cmd>,

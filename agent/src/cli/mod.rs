@@ -172,7 +172,11 @@ fn show_config(report: &serde_json::Value, output: Output) -> std::io::Result<Ex
 fn config_text(report: &serde_json::Value) -> String {
     let mut text = String::new();
     let empty = Vec::new();
-    for value in report["values"].as_array().unwrap_or(&empty) {
+    let values = report["values"].as_array().unwrap_or(&empty);
+    let length = |value: &serde_json::Value| value["value"].as_str().unwrap_or_default().len();
+    // One long list of peers must not push everything else to the right.
+    let width = values.iter().map(length).filter(|len| *len <= 48).max().unwrap_or(0);
+    for value in values {
         let source = match &value["source"] {
             serde_json::Value::Object(map) => map
                 .iter()
@@ -185,7 +189,7 @@ fn config_text(report: &serde_json::Value) -> String {
             None => String::new(),
         };
         text.push_str(&format!(
-            "{:<26} {:<28} {source}{note}\n",
+            "{:<26} {:<width$} {source}{note}\n",
             value["name"].as_str().unwrap_or_default(),
             value["value"].as_str().unwrap_or_default(),
         ));

@@ -8,7 +8,7 @@ use weft_proto::api::{Condition, Health, LeaseInfo, Status};
 
 use super::args::{Output, Part};
 use super::client::{Client, ClientError, encode};
-use super::out::{Out, colour, complain};
+use super::out::{Out, colour};
 use crate::status::{screen, weave};
 
 /// Between two screens of `--watch`.
@@ -114,10 +114,12 @@ fn lease_table(leases: &[LeaseInfo]) -> String {
         let addresses: Vec<_> = lease.addresses.iter().map(ToString::to_string).collect();
         let id: String = lease.key.container_id.chars().take(12).collect();
         // Ids with a meaning (`weave:expose`) are not cut.
-        let id = if lease.key.container_id.contains(':') { &lease.key.container_id } else { &id };
+        let drawn = lease.key.container_id.bytes().all(|b| b.is_ascii_hexdigit());
+        let id = if drawn { &id } else { &lease.key.container_id };
+        let ifname = if lease.key.ifname.is_empty() { "-" } else { &lease.key.ifname };
         rows.push([
             clean(id),
-            clean(&lease.key.ifname),
+            clean(ifname),
             addresses.join(","),
             clean(lease.pod.as_deref().unwrap_or("-")),
             clean(if lease.host_ifname.is_empty() { "-" } else { &lease.host_ifname }),
@@ -142,17 +144,12 @@ pub(super) fn rmpeer(
     output: Output,
 ) -> anyhow::Result<ExitCode> {
     let path = format!("/v1/peers/{}{}", encode(name), if force { "?force=true" } else { "" });
-    let answer = match client.change("DELETE", &path, "") {
-        Err(ClientError::Refused { code: 409, message }) if !force => {
-            complain(&format!(
-                "agent: {message}\nto evict it all the same: agent rmpeer {name} --force"
-            ));
-            return Ok(ExitCode::FAILURE);
-        }
-        other => other?,
-    };
-    let answer: Value = serde_json::from_str(&answer)?;
-    changed(format!("{} IPs taken over from {name}", answer["addresses"]), &answer, output)
+    let answer: Value = serde_json::from_str(&client.change("DELETE", &path, "")?)?;
+    let text = format!(
+        "{name} is removed; its {} addresses can be reused once they have rested (QUARANTINE)",
+        answer["addresses"]
+    );
+    changed(text, &answer, output)
 }
 
 /// `agent connect` and `agent forget`.
@@ -213,14 +210,14 @@ mod tests {
         let leases: Vec<LeaseInfo> = serde_json::from_value(json!([
             { "container_id": "0123456789abcdef", "ifname": "eth0", "addresses": ["10.32.0.5"],
               "pod": "default/web", "since_ms": 1, "host_ifname": "weftabc" },
-            { "container_id": "weave:expose", "ifname": "weft", "addresses": ["10.32.0.1"], "since_ms": 1 },
+            { "container_id": "weave:expose", "ifname": "", "addresses": ["10.32.0.1"], "since_ms": 1 },
         ]))
         .unwrap();
         assert_eq!(
             lease_table(&leases),
             "  CONTAINER     IFNAME  ADDRESSES  POD          DEVICE
   0123456789ab  eth0    10.32.0.5  default/web  weftabc
-  weave:expose  weft    10.32.0.1  -            -
+  weave:expose  -       10.32.0.1  -            -
 "
         );
     }

@@ -165,7 +165,23 @@ fn defaults() {
     assert!(config.expect_npc && config.hairpin && config.no_masq_local);
     assert!(config.password.is_empty() && config.warnings.is_empty());
     assert_eq!(config.cni_conf_dir, Some("/etc/cni/net.d".into()));
-    assert!(config.log_filter.starts_with("info,openraft=warn,quinn=warn"));
+    assert!(config.log_filter.starts_with("info,openraft=error,quinn=warn"));
+}
+
+/// The table of the README is for people; this keeps it whole.
+#[test]
+fn the_readme_names_every_variable() {
+    let readme = include_str!("../../../README.md");
+    for var in VARS {
+        let row = readme
+            .lines()
+            .find(|line| line.starts_with(&format!("| `{}` |", var.name)))
+            .unwrap_or_else(|| panic!("README.md has no row for {}", var.name));
+        for alias in var.aliases {
+            assert!(row.contains(&format!("`{alias}`")), "{alias} is missing: {row}");
+        }
+        assert!(row.contains(&format!("`{}`", var.default)) || var.default.is_empty(), "{row}");
+    }
 }
 
 #[test]

@@ -351,7 +351,9 @@ pub(super) fn quiet(level: &str) -> String {
     if level == "error" {
         return level.to_owned();
     }
-    let libraries = TALKATIVE.iter().map(|target| format!(",{target}=warn"));
+    // A warning of openraft is a step of an ordinary vote.
+    let level_of = |target: &str| if target == "openraft" { "error" } else { "warn" };
+    let libraries = TALKATIVE.iter().map(|target| format!(",{target}={}", level_of(target)));
     std::iter::once(level.to_owned()).chain(libraries).collect()
 }
 

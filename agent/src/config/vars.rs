@@ -63,6 +63,11 @@ impl Var {
         self
     }
 
+    const fn idle(mut self, why: &'static str) -> Self {
+        self.without_effect = Some(why);
+        self
+    }
+
     const fn secret(mut self) -> Self {
         self.secret = true;
         self
@@ -124,7 +129,8 @@ pub const VARS: &[Var] = &[
         .help("file with the cluster key"),
     Var::new("EXPECT_NPC", "1", BOOL)
         .alias(&["WEAVE_EXPECT_NPC"])
-        .help("enforce NetworkPolicy"),
+        .help("enforce NetworkPolicy")
+        .idle("NetworkPolicy is not enforced yet"),
     Var::new("HAIRPIN_MODE", "true", BOOL)
         .alias(&["WEAVE_HAIRPIN_MODE"])
         .help("a pod may reach itself through a service"),
@@ -141,7 +147,8 @@ pub const VARS: &[Var] = &[
         .help("where the read-only routes are served besides HTTP_ADDR"),
     Var::new("NO_MASQ_LOCAL", "1", BOOL)
         .alias(&["WEAVE_NO_MASQ_LOCAL"])
-        .help("keep the client's address towards pods of this node"),
+        .help("keep the client's address towards pods of this node")
+        .idle("the client's address is always kept"),
     Var::new("HTTP_ADDR", names::HTTP_ADDR, "ADDRESS:PORT on a loopback address")
         .alias(&["WEAVE_HTTP_ADDR"])
         .help("where the local API is served"),

@@ -129,7 +129,7 @@ pub fn reap() -> Result<Vec<String>> {
     let orphans: Vec<_> = load().into_iter().filter(Entry::orphaned).collect();
     for orphan in &orphans {
         for error in orphan.remove() {
-            eprintln!("left-overs of lab {}: {error}", orphan.name);
+            err!("left-overs of lab {}: {error}", orphan.name);
         }
     }
     Ok(orphans.into_iter().map(|entry| entry.name).collect())

@@ -3,6 +3,23 @@
 //! Nodes and pods are network namespaces. Nothing of the machine's own network
 //! is touched: every device is born inside a namespace.
 
+/// A line to standard output. A reader that went away (`| head`) is no reason
+/// to leave a lab half done, which the panic of `println` would.
+macro_rules! out {
+    ($($text:tt)*) => {{
+        use std::io::Write;
+        let _ = writeln!(std::io::stdout().lock(), $($text)*);
+    }};
+}
+
+/// The same to standard error.
+macro_rules! err {
+    ($($text:tt)*) => {{
+        use std::io::Write;
+        let _ = writeln!(std::io::stderr().lock(), $($text)*);
+    }};
+}
+
 pub mod agents;
 pub mod args;
 pub mod cleanup;
@@ -49,7 +66,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     netns::check_host()?;
     catch_signals()?;
     for name in cleanup::reap()? {
-        println!("removed what crashed lab {name} had left");
+        out!("removed what crashed lab {name} had left");
     }
     if args.down {
         return down(args.name.as_deref());
@@ -58,11 +75,11 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let verdict = lab.up().and_then(|()| lab.judge());
     let verdict = match verdict {
         Err(_) if interrupted() => {
-            println!("interrupted, taking the lab down");
+            out!("interrupted, taking the lab down");
             return Ok(ExitCode::from(130));
         }
         Err(error) => {
-            eprintln!("\n{}", lab.post_mortem());
+            err!("\n{}", lab.post_mortem());
             return Err(error);
         }
         Ok(verdict) => verdict,
@@ -83,12 +100,15 @@ fn down(name: Option<&str>) -> Result<ExitCode> {
     if let (Some(name), true) = (name, chosen.is_empty()) {
         bail!("there is no lab named `{name}`");
     }
+    if chosen.is_empty() {
+        out!("no lab to remove");
+    }
     let mut clean = true;
     for lab in chosen {
         let errors = cleanup::down(&lab);
-        errors.iter().for_each(|error| eprintln!("{error}"));
+        errors.iter().for_each(|error| err!("{error}"));
         if errors.is_empty() {
-            println!("removed lab {}", lab.name);
+            out!("removed lab {}", lab.name);
         }
         clean &= errors.is_empty();
     }

@@ -15,6 +15,7 @@ use super::pods::Shim;
 use super::report::{self, Matrix, NodeRow};
 use super::topology::{NodePlan, PodPlan, Topology};
 use super::{interrupted, probe};
+use crate::status::count;
 
 /// How long agents may take to found their cluster.
 const READY: Duration = Duration::from_secs(30);
@@ -53,7 +54,7 @@ impl Lab {
     }
 
     fn say(&self, text: &str) {
-        println!("[{:5.2}s] {text}", self.start.elapsed().as_secs_f64());
+        out!("[{:5.2}s] {text}", self.start.elapsed().as_secs_f64());
     }
 
     /// From nothing to attached pods.
@@ -66,10 +67,10 @@ impl Lab {
 
     fn lay_out(&self) -> Result<()> {
         self.say(&format!(
-            "lab {}: {} nodes, {} pods, pod network {}",
+            "lab {}: {}, {}, pod network {}",
             self.plan.name,
-            self.plan.nodes.len(),
-            self.plan.pods().count(),
+            count(self.plan.nodes.len(), "node"),
+            count(self.plan.pods().count(), "pod"),
             self.args.range
         ));
         netns::build(&self.plan)?;
@@ -96,7 +97,7 @@ impl Lab {
             };
             self.agents.push(spec.start()?);
         }
-        self.say(&format!("{} agents started", self.agents.len()));
+        self.say(&format!("{} started", count(self.agents.len(), "agent")));
         stop_if_interrupted()
     }
 
@@ -108,11 +109,7 @@ impl Lab {
             let mut waiting = Vec::new();
             for agent in &mut self.agents {
                 if let Some(status) = agent.ended() {
-                    bail!(
-                        "agent {} ended before it was ready: {status}\n{}",
-                        agent.spec.name,
-                        agent.log_tail()
-                    );
+                    bail!("agent {} ended before it was ready: {status}", agent.spec.name);
                 }
                 match agent.readiness() {
                     Ok(readiness) if readiness.ready => {}
@@ -173,8 +170,8 @@ impl Lab {
             }
         }
         self.say(&format!(
-            "{} pods attached, slowest ADD {:.1} ms",
-            self.pods.len(),
+            "{} attached, slowest ADD {:.1} ms",
+            count(self.pods.len(), "pod"),
             slowest.as_secs_f64() * 1000.0
         ));
         stop_if_interrupted()
@@ -185,16 +182,18 @@ impl Lab {
         let matrix = self.measure()?;
         stop_if_interrupted()?;
         self.say(&format!("{}/{} pairs reachable", matrix.reachable(), matrix.total()));
-        println!("\n{}", report::nodes(&self.rows()));
-        println!("{}", matrix.render());
+        out!("\n{}", report::nodes(&self.rows()));
+        if matrix.total() > 0 {
+            out!("{}", matrix.render());
+        }
         let lost = matrix.lost();
         if !lost.is_empty() {
             const SHOWN: usize = 10;
             let first: Vec<_> = lost.iter().take(SHOWN).map(String::as_str).collect();
             let more = lost.len() - first.len();
             let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-            println!("not reachable: {}{more}", first.join(", "));
-            println!(
+            out!("not reachable: {}{more}", first.join(", "));
+            out!(
                 "look at: `ip route` and `ip -s link show weft-vx` in both nodes, `agent status`\n{}",
                 self.post_mortem()
             );
@@ -263,13 +262,13 @@ impl Lab {
         let pids: Vec<_> = self.agents.iter().map(Agent::pid).collect();
         let addresses: Vec<_> = self.pods.iter().map(|pod| pod.address).collect();
         let agent = self.agent.display().to_string();
-        println!("{}", report::hints(&self.plan, &agent, &pids, &addresses, self.args.keep));
+        out!("{}", report::hints(&self.plan, &agent, &pids, &addresses, self.args.keep));
     }
 
     /// Like a DaemonSet: starts again what dies, until interrupted.
     pub(super) fn stay(&mut self) {
         self.hints();
-        println!("Ctrl-C takes the lab down.");
+        out!("Ctrl-C takes the lab down.");
         while !interrupted() {
             for at in 0..self.agents.len() {
                 let agent = &mut self.agents[at];
@@ -286,7 +285,7 @@ impl Lab {
             }
             sleep(Duration::from_millis(100));
         }
-        println!("\ntaking the lab down");
+        out!("\ntaking the lab down");
     }
 
     /// Goes, and leaves the lab where it is.
@@ -300,7 +299,7 @@ impl Drop for Lab {
     fn drop(&mut self) {
         let Some(entry) = self.entry.take() else { return };
         for error in entry.remove() {
-            eprintln!("{error}");
+            err!("{error}");
         }
     }
 }

@@ -7,6 +7,8 @@ pub mod screen;
 mod text;
 pub mod weave;
 
+pub(crate) use text::count;
+
 #[cfg(test)]
 pub(crate) mod sample;
 #[cfg(test)]

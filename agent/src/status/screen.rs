@@ -116,12 +116,19 @@ fn ipam(i: &IpamStatus) -> String {
     let _ = write!(
         text,
         "\n           cluster: {} usable, {} owned by nobody, {} resting",
-        i.usable, i.unowned, i.quarantined
+        many(i.usable),
+        many(i.unowned),
+        many(i.quarantined)
     );
     if !i.waiting.is_empty() {
         let _ = write!(text, "\n           waiting: {}", clean(&i.waiting.join("; ")));
     }
     text
+}
+
+/// IPv6 ranges have more addresses than a number of 64 bits can say.
+fn many(number: u64) -> String {
+    if number == u64::MAX { "over 2^64".to_owned() } else { number.to_string() }
 }
 
 fn shortened<T: std::fmt::Display>(items: &[T], most: usize) -> String {

@@ -38,7 +38,7 @@ pub(super) fn span(seconds: u64) -> String {
 }
 
 /// `1 lease`, `2 leases`.
-pub(super) fn count(number: impl Display, word: &str) -> String {
+pub(crate) fn count(number: impl Display, word: &str) -> String {
     let number = number.to_string();
     let plural = if number == "1" { "" } else { "s" };
     format!("{number} {word}{plural}")
