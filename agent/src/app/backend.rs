@@ -1,6 +1,6 @@
 //! The daemon as its HTTP endpoint sees it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -18,20 +18,25 @@ use crate::consensus::RecoverError;
 use crate::ipam_service::{IpamService, LeaseFacts, http_key};
 use crate::mesh::net::BoxFuture;
 
-/// Frees a lease unless the request that made it got its answer out.
+/// Frees what a request took unless it got its answer out. What the attachment
+/// had before stays: it may be in use.
 struct Undo<'a> {
     app: &'a App,
-    key: Option<AttachmentKey>,
+    key: AttachmentKey,
+    taken: Vec<IpAddr>,
 }
 
 impl Drop for Undo<'_> {
     fn drop(&mut self) {
-        if let Some(key) = self.key.take() {
-            if let Err(e) = self.app.ipam.release(&key) {
+        if self.taken.is_empty() {
+            return;
+        }
+        for address in &self.taken {
+            if let Err(e) = self.app.ipam.release_one(&self.key, *address) {
                 tracing::error!("{e}");
             }
-            self.app.publish();
         }
+        self.app.publish();
     }
 }
 
@@ -68,18 +73,17 @@ impl App {
 
     async fn wire(&self, request: AttachRequest) -> Result<Attachment, BackendError> {
         let key = &request.key;
-        self.check_ports(key, &request.port_mappings)?;
         let facts = Self::facts(&request);
         let patience = request.wait_ms.map_or(names::ADD_PATIENCE, Duration::from_millis);
         let deadline = tokio::time::Instant::now() + patience.min(names::ADD_PATIENCE);
-        let mut undo = Undo { app: self, key: None };
+        let mut undo = Undo { app: self, key: key.clone(), taken: Vec::new() };
         let mut addresses = Vec::new();
         let mut existing = true;
         for ipv6 in self.families() {
             let left = deadline.saturating_duration_since(tokio::time::Instant::now());
             let (address, had) = self.ipam.allocate(key, ipv6, None, &facts, left).await?;
             if !had {
-                undo.key = Some(key.clone());
+                undo.taken.push(address);
                 existing = false;
             }
             addresses.push(address);
@@ -87,7 +91,7 @@ impl App {
         self.ipam.update_facts(key, &facts)?;
         self.publish();
         self.dataplane.settled().await.map_err(|e| BackendError::Internal(e.to_string()))?;
-        undo.key = None;
+        undo.taken.clear();
         let first = addresses.first().copied().ok_or_else(|| {
             BackendError::NotReady("the cluster's ranges are not known yet".to_owned())
         })?;
@@ -105,44 +109,14 @@ impl App {
         })
     }
 
-    /// Two attachments of a node cannot share a host port.
-    fn check_ports(
-        &self,
-        key: &AttachmentKey,
-        wanted: &[weft_proto::api::PortMapping],
-    ) -> Result<(), BackendError> {
-        if wanted.is_empty() {
-            return Ok(());
-        }
-        for lease in self.ipam.leases().iter().filter(|l| l.key != *key) {
-            for have in &lease.port_mappings {
-                let clash = wanted.iter().find(|w| {
-                    w.host_port == have.host_port
-                        && w.protocol.eq_ignore_ascii_case(&have.protocol)
-                        && (w.host_ip.is_none()
-                            || have.host_ip.is_none()
-                            || w.host_ip == have.host_ip)
-                });
-                if let Some(clash) = clash {
-                    return Err(BackendError::Conflict(format!(
-                        "host port {}/{} is taken by {}",
-                        clash.host_port,
-                        clash.protocol,
-                        lease.pod.clone().unwrap_or_else(|| lease.key.to_string())
-                    )));
-                }
-            }
-        }
-        Ok(())
-    }
-
+    /// Frees attachments; not one that a request is being served for.
     fn free(&self, keys: &[AttachmentKey]) -> Result<usize, BackendError> {
-        let mut freed = 0;
-        for key in keys {
-            freed += self.ipam.release(key)?.len();
-        }
+        let freed = keys.iter().try_fold(0, |freed, key| {
+            let _busy = IpamService::begin(&self.ipam, key)?;
+            Ok(freed + self.ipam.release(key)?.len())
+        });
         self.publish();
-        Ok(freed)
+        freed
     }
 
     fn with_len(&self, address: IpAddr, subnet: Option<IpNet>) -> IpNet {
@@ -177,8 +151,8 @@ impl Backend for App {
     fn detach(&self, key: AttachmentKey) -> BoxFuture<'_, Result<bool, BackendError>> {
         Box::pin(async move {
             let _busy = IpamService::begin(&self.ipam, &key)?;
-            let had = self.ipam.lease(&key).is_some();
-            self.free(&[key])?;
+            let had = !self.ipam.release(&key)?.is_empty();
+            self.publish();
             if had {
                 // The route and rules are gone before the address can be heard of again.
                 self.dataplane
@@ -196,15 +170,21 @@ impl Backend for App {
 
     fn gc(&self, request: GcRequest) -> BoxFuture<'_, Result<GcReply, BackendError>> {
         Box::pin(async move {
-            let stale: Vec<AttachmentKey> = self
-                .ipam
-                .leases()
-                .into_iter()
-                .filter(|l| !l.host_ifname.is_empty() && !request.keep.contains(&l.key))
-                .map(|l| l.key)
-                .collect();
-            self.free(&stale)?;
-            Ok(GcReply { released: stale })
+            let keep: BTreeSet<&AttachmentKey> = request.keep.iter().collect();
+            let stale: Vec<AttachmentKey> = self.ipam.with_leases(|leases| {
+                let wired = leases.values().filter(|l| !l.host_ifname.is_empty());
+                wired.map(|l| &l.key).filter(|key| !keep.contains(key)).cloned().collect()
+            });
+            let mut released = Vec::new();
+            for key in stale {
+                // An ADD under way: the list is older than it.
+                let Ok(_busy) = IpamService::begin(&self.ipam, &key) else { continue };
+                if !self.ipam.release(&key)?.is_empty() {
+                    released.push(key);
+                }
+            }
+            self.publish();
+            Ok(GcReply { released })
         })
     }
 
@@ -223,17 +203,11 @@ impl Backend for App {
             let ipv6 = subnet
                 .or_else(|| self.default_subnet())
                 .is_some_and(|net| matches!(net, IpNet::V6(_)));
-            let facts = LeaseFacts::default();
             if id == "_" {
-                // No id: every request is a new one, filed under its address.
-                let _busy = IpamService::begin(&self.ipam, &key)?;
-                let (address, _) = self.ipam.allocate(&key, ipv6, subnet, &facts, patience).await?;
-                self.ipam.release_one(&key, address)?;
-                self.ipam
-                    .claim(&weave_key("_", address), address, &facts)
-                    .map_err(|e| BackendError::Internal(e.to_string()))?;
+                let address = self.ipam.allocate_anyone(ipv6, subnet, patience).await?;
                 return Ok(self.with_len(address, subnet));
             }
+            let facts = LeaseFacts::default();
             let _busy = IpamService::begin(&self.ipam, &key)?;
             let (address, _) = self.ipam.allocate(&key, ipv6, subnet, &facts, patience).await?;
             Ok(self.with_len(address, subnet))

@@ -36,15 +36,14 @@ pub(super) fn peers(
 }
 
 /// The whole intent.
-pub(super) fn intent(
+pub(super) fn intent<'a>(
     ledger: &Ledger,
     peers: BTreeMap<NodeId, PeerIntent>,
     own: Vec<IpAddr>,
-    leases: &[LeaseInfo],
+    leases: impl Iterator<Item = &'a LeaseInfo>,
     settling: bool,
 ) -> Intent {
     let pods = leases
-        .iter()
         .filter(|lease| !lease.host_ifname.is_empty())
         .filter_map(|lease| {
             let mac = pod_mac(*lease.addresses.first()?);

@@ -96,13 +96,10 @@ impl App {
         let settling = !routes.complete && self.started.elapsed() < SETTLE_AT_MOST;
         // Leases are read under the lock, so that of two publishers the one
         // that saw the newer leases also publishes last.
-        let intent = intent::intent(
-            &ledger,
-            routes.peers.clone(),
-            self.own_addresses(),
-            &self.ipam.leases(),
-            settling,
-        );
+        let (own, peers) = (self.own_addresses(), routes.peers.clone());
+        let intent = self
+            .ipam
+            .with_leases(|leases| intent::intent(&ledger, peers, own, leases.values(), settling));
         self.dataplane.set_intent(intent);
     }
 

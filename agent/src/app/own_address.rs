@@ -14,7 +14,7 @@ use weft_proto::wire::v1;
 
 use super::App;
 use crate::api::backend::BackendError;
-use crate::ipam_service::LeaseFacts;
+use crate::ipam_service::{ClaimFailed, LeaseFacts};
 use crate::mesh::net::PeerNet;
 
 const ONE_TRY: Duration = Duration::from_secs(30);
@@ -24,25 +24,32 @@ pub(super) async fn hold(app: Arc<App>) {
     let mut ledgers = app.consensus.subscribe();
     loop {
         let ledger = ledgers.borrow_and_update().clone();
-        if ledger.member(app.me).is_some() {
+        if ledger.member(app.me).is_some() && !app.ipam.is_leaving() {
+            let mut failed = None;
             for ipv6 in [false, true] {
-                let ranges = ledger.ranges().iter();
-                if ranges.filter(|r| matches!(r, IpNet::V6(_)) == ipv6).count() > 0
-                    && let Err(e) = app.hold_family(ipv6).await
-                {
-                    app.condition("NoOwnAddress", Some(Condition {
-                        health: Health::Broken,
-                        reason: "NoOwnAddress".into(),
-                        message: format!("this node has no overlay address of its own: {e}"),
-                        hint: "widen the range with `agent grow`, or remove dead nodes with `agent rmpeer`"
-                            .into(),
-                    }));
-                    tokio::time::sleep(Duration::from_secs(2)).await;
+                let wanted = ledger.ranges().iter().any(|r| matches!(r, IpNet::V6(_)) == ipv6);
+                if wanted && let Err(e) = app.hold_family(ipv6).await {
+                    failed = Some(e);
                 }
             }
-            if !app.own_addresses().is_empty() {
-                app.condition("NoOwnAddress", None);
+            let pause = failed.is_some();
+            app.condition(
+                "NoOwnAddress",
+                failed.map(|e| {
+                    Condition {
+                health: Health::Broken,
+                reason: "NoOwnAddress".into(),
+                message: format!("this node has no overlay address of its own: {e}"),
+                hint: "widen the range with `agent grow`, or remove dead nodes with `agent rmpeer`"
+                    .into(),
             }
+                }),
+            );
+            if pause {
+                tokio::time::sleep(Duration::from_secs(2)).await;
+            }
+        } else {
+            app.condition("NoOwnAddress", None);
         }
         tokio::select! {
             changed = ledgers.changed() => if changed.is_err() { return },
@@ -65,7 +72,13 @@ impl App {
                     tracing::warn!(%address, "own address belongs to another node now; taking another");
                     self.ipam.release_one(&key, address)?;
                 }
-                None => return self.take(&key, address, &facts, ONE_TRY).await,
+                None => match self.reclaim(address).await? {
+                    true => return Ok(()),
+                    false => {
+                        tracing::warn!(%address, "own address cannot be had back; taking another");
+                        self.ipam.release_one(&key, address)?;
+                    }
+                },
             }
         }
         if let Some(wanted) = self.config.expose_ip.filter(|net| net.addr().is_ipv6() == ipv6) {
@@ -78,6 +91,20 @@ impl App {
         Ok(())
     }
 
+    /// The block of an own address that the ledger gives to nobody; false if
+    /// it never will.
+    async fn reclaim(&self, address: IpAddr) -> Result<bool, BackendError> {
+        let op = Op::Claim { node: self.me, address };
+        let request = self.registry.next_request();
+        match self.registry.propose(request, op, ONE_TRY).await {
+            Ok((_, outcome)) => {
+                self.ipam.follow(&self.consensus.ledger());
+                Ok(matches!(outcome, Outcome::Granted(_)))
+            }
+            Err(e) => Err(BackendError::NotReady(format!("cannot claim {address}: {e}"))),
+        }
+    }
+
     /// Leases one given address, getting its block first if need be.
     pub(super) async fn take(
         &self,
@@ -87,8 +114,8 @@ impl App {
         patience: Duration,
     ) -> Result<(), BackendError> {
         match self.ipam.claim(key, address, facts) {
-            Err(ClaimError::NotOwned) => {}
-            other => return other.map_err(|e| claim_error(address, &e)),
+            Err(ClaimFailed::Claim(ClaimError::NotOwned)) => {}
+            other => return other.map_err(|e| claim_error(address, e)),
         }
         let op = Op::Claim { node: self.me, address };
         let request = self.registry.next_request();
@@ -111,7 +138,7 @@ impl App {
             }
         }
         self.ipam.follow(&self.consensus.ledger());
-        self.ipam.claim(key, address, facts).map_err(|e| claim_error(address, &e))
+        self.ipam.claim(key, address, facts).map_err(|e| claim_error(address, e))
     }
 
     async fn ask_for(
@@ -148,11 +175,16 @@ impl App {
     }
 }
 
-fn claim_error(address: IpAddr, error: &ClaimError) -> BackendError {
+fn claim_error(address: IpAddr, error: ClaimFailed) -> BackendError {
     match error {
-        ClaimError::Held { by } => {
+        ClaimFailed::Service(error) => error,
+        ClaimFailed::Claim(ClaimError::Held { by }) => {
             BackendError::Conflict(format!("{address} is already owned by {}", by.container_id))
         }
-        other => BackendError::Bad(format!("{address}: {other}")),
+        // It changes hands at this moment: what comes of it will be known soon.
+        ClaimFailed::Claim(e @ (ClaimError::Withheld | ClaimError::NotOwned)) => {
+            BackendError::NotReady(format!("{address}: {e}"))
+        }
+        ClaimFailed::Claim(e) => BackendError::Bad(format!("{address}: {e}")),
     }
 }

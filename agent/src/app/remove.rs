@@ -70,13 +70,12 @@ impl App {
     /// Hands everything back; refused while pods need it.
     pub(super) async fn hand_back(&self) -> Result<(), BackendError> {
         let own = Self::own_key();
-        let pods = self.ipam.leases().iter().filter(|l| l.key != own).count();
-        if pods > 0 {
-            return Err(BackendError::Conflict(format!(
+        // Seen and stopped at once: no lease comes in between.
+        self.ipam.stop_allocating(&own).map_err(|pods| {
+            BackendError::Conflict(format!(
                 "{pods} leases are still in use on this node; delete its pods first"
-            )));
-        }
-        self.ipam.stop_allocating();
+            ))
+        })?;
         self.ipam.release(&own)?;
         self.publish();
         let prefixes = self.ipam.idle_blocks();

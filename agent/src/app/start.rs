@@ -173,8 +173,6 @@ async fn serve(config: Config) -> Result<()> {
     let registry: Arc<dyn Registry> = Arc::new(LedgerRegistry(consensus.clone()));
     let promises = Promises::open(&config.state_dir.join("promises.json"))?;
     let donations = Donations::new(Arc::clone(&ipam), Arc::clone(&registry), promises);
-    let donor: Arc<dyn Service> = donations.clone();
-    mesh.register(Donations::KINDS, &donor);
 
     let app = Arc::new(App {
         me,
@@ -192,6 +190,9 @@ async fn serve(config: Config) -> Result<()> {
         config,
     });
     sweep::recover(&app, found.intact).await?;
+    // Not before every lease is known: what is given away must be free.
+    let donor: Arc<dyn Service> = donations.clone();
+    mesh.register(Donations::KINDS, &donor);
 
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(Supplier::new(ipam, registry, net).run());
@@ -214,13 +215,21 @@ async fn serve(config: Config) -> Result<()> {
     loops::serve_http(&mut tasks, &app, http, status, metrics, token);
     tracing::info!(node = %me, http = %app.config.http_addr, "agent is up");
 
-    stop.wait().await;
+    let ended = tokio::select! {
+        () = stop.wait() => None,
+        // They run for ever. Without one of them the node would only look alive.
+        Some(ended) = tasks.join_next() => Some(ended),
+    };
     tracing::info!("stopping; the data plane stays as it is");
     tasks.abort_all();
     // Order: consensus first, so that it can still talk while it goes.
     let _ = tokio::time::timeout(Duration::from_secs(2), consensus.shutdown()).await;
     let _ = tokio::time::timeout(Duration::from_secs(2), mesh.shutdown()).await;
-    Ok(())
+    match ended {
+        None => Ok(()),
+        Some(Ok(())) => bail!("a task of the agent ended; the log above says which"),
+        Some(Err(e)) => bail!("a task of the agent failed: {e}; please report this"),
+    }
 }
 
 fn wire_heads(mesh: &MeshHandle, consensus: &ConsensusHandle) {

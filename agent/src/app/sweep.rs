@@ -3,37 +3,42 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use weft_ipam::ledger::Ledger;
 use weft_proto::attachment::AttachmentKey;
+use weft_proto::id::NodeId;
 use weft_proto::names;
 
 use super::App;
-use crate::dataplane::{DataplaneError, WiredPod};
-use crate::ipam_service::{LeaseFacts, now_ms};
+use crate::api::backend::BackendError;
+use crate::dataplane::WiredPod;
+use crate::ipam_service::{IpamService, LeaseFacts};
 
 /// A lease without an interface is given this long: its ADD may be under way.
-const GRACE_MS: u64 = 120_000;
+const GRACE: Duration = Duration::from_secs(120);
 
 /// Reads what an earlier life left: notes of DELs, and, if the lease store is
 /// lost, the aliases of living interfaces.
-pub(super) async fn recover(app: &Arc<App>, intact: bool) -> Result<(), DataplaneError> {
+pub(super) async fn recover(app: &Arc<App>, intact: bool) -> anyhow::Result<()> {
     let noted = read_notes(app);
     if !intact {
         // Without the interfaces an address in use could be given away again.
         for pod in app.dataplane.wired().await? {
             if !noted.contains(&pod.alias.key) && app.ipam.lease(&pod.alias.key).is_none() {
-                adopt(app, &pod);
+                adopt(app, &pod)?;
             }
         }
+        app.ipam.rebuilt()?;
     }
     app.recovered.store(true, Ordering::Release);
     Ok(())
 }
 
-fn adopt(app: &App, pod: &WiredPod) {
+fn adopt(app: &App, pod: &WiredPod) -> Result<(), BackendError> {
     let facts = LeaseFacts {
         pod: pod.alias.pod.clone(),
         host_ifname: pod.host_ifname.clone(),
@@ -41,8 +46,11 @@ fn adopt(app: &App, pod: &WiredPod) {
     };
     match app.ipam.adopt(&pod.alias.key, &pod.alias.addresses, &facts) {
         Ok(()) => tracing::info!(attachment = %pod.alias.key, "lease rebuilt from its interface"),
+        // Without it on disk its address could be given away: no start.
+        Err(e @ BackendError::Internal(_)) => return Err(e),
         Err(e) => tracing::error!(attachment = %pod.alias.key, "cannot rebuild its lease: {e}"),
     }
+    Ok(())
 }
 
 /// Every ten seconds: notes, then leases whose interface is gone.
@@ -50,22 +58,19 @@ pub(super) async fn run(app: Arc<App>) {
     loop {
         tokio::time::sleep(Duration::from_secs(10)).await;
         read_notes(&app);
-        let Some(wired) = wired(&app).await else { continue };
-        let now = now_ms();
-        for lease in app.ipam.leases() {
-            if lease.host_ifname.is_empty()
-                || wired.contains(&lease.key)
-                || now.saturating_sub(lease.since_ms) < GRACE_MS
-            {
-                continue;
-            }
-            // A second look: the interface list above may be older than an ADD.
-            if wired_now(&app, &lease.key).await {
-                continue;
-            }
-            tracing::info!(attachment = %lease.key, "its interface is gone: lease freed");
-            if let Err(e) = app.ipam.release(&lease.key) {
-                tracing::error!("{e}");
+        let old = app.ipam.unattended(GRACE);
+        if !old.is_empty()
+            && let Some(wired) = wired(&app).await
+        {
+            for key in old.iter().filter(|key| !wired.contains(key)) {
+                // Asked for since the kernel was: then it stays.
+                match app.ipam.release_unattended(key, GRACE) {
+                    Ok(true) => {
+                        tracing::info!(attachment = %key, "its interface is gone: lease freed");
+                    }
+                    Ok(false) => {}
+                    Err(e) => tracing::error!("{e}"),
+                }
             }
         }
         app.foreign_leases().await;
@@ -81,11 +86,6 @@ async fn wired(app: &App) -> Option<BTreeSet<AttachmentKey>> {
             None
         }
     }
-}
-
-/// When in doubt: yes.
-async fn wired_now(app: &App, key: &AttachmentKey) -> bool {
-    wired(app).await.is_none_or(|wired| wired.contains(key))
 }
 
 /// Frees what the notes name; returns the keys.
@@ -106,6 +106,12 @@ fn read_notes(app: &App) -> BTreeSet<AttachmentKey> {
             let _ = fs::remove_file(&path);
             continue;
         };
+        // An ADD takes the note away before it asks: with the attachment held
+        // and the note still there, none has been answered since the DEL.
+        let Ok(_busy) = IpamService::begin(&app.ipam, &key) else { continue };
+        if !path.exists() {
+            continue;
+        }
         match app.ipam.release(&key) {
             Ok(_) => {
                 tracing::info!(attachment = %key, "freed: its DEL came while the agent was away");
@@ -118,6 +124,34 @@ fn read_notes(app: &App) -> BTreeSet<AttachmentKey> {
     keys
 }
 
+/// What can become of a lease outside own blocks.
+#[derive(Debug, PartialEq, Eq)]
+enum Fate {
+    Ours,
+    Claimable,
+    Lost(String),
+}
+
+/// By the ledger alone, so that a lost address costs no command every ten seconds.
+fn fate(ledger: &Ledger, me: NodeId, address: IpAddr) -> Fate {
+    if let Some(block) = ledger.owner_of(address) {
+        return match ledger.member(block.owner) {
+            _ if block.owner == me => Fate::Ours,
+            Some(owner) => Fate::Lost(format!("node {} has it", owner.name)),
+            None => Fate::Lost(format!("node {} has it", block.owner.short())),
+        };
+    }
+    if !ledger.ranges().iter().any(|range| range.contains(&address)) {
+        return Fate::Lost("outside the cluster's ranges".to_owned());
+    }
+    match ledger.quarantine().find(|rest| rest.prefix.contains(&address)) {
+        Some(rest) if rest.former != me => {
+            Fate::Lost("it rests after the removal of another node".to_owned())
+        }
+        _ => Fate::Claimable,
+    }
+}
+
 impl App {
     /// Leases outside own blocks (after an eviction, or with the state lost):
     /// gets their addresses back where the ledger still can, else says which
@@ -125,11 +159,21 @@ impl App {
     async fn foreign_leases(&self) {
         use weft_proto::api::{Condition, Health};
         use weft_proto::ledger::{Op, Outcome};
-        if self.consensus.ledger().member(self.me).is_none() {
+        let ledger = self.consensus.ledger();
+        if ledger.member(self.me).is_none() || self.ipam.is_leaving() {
             return;
         }
         let mut lost = Vec::new();
         for (key, address) in self.ipam.stand().foreign {
+            match fate(&ledger, self.me, address) {
+                // The lease table is about to hear of it.
+                Fate::Ours => continue,
+                Fate::Lost(why) => {
+                    lost.push(format!("{key} ({address}: {why})"));
+                    continue;
+                }
+                Fate::Claimable => {}
+            }
             let op = Op::Claim { node: self.me, address };
             let request = self.registry.next_request();
             match self.registry.propose(request, op, Duration::from_secs(3)).await {
@@ -138,7 +182,9 @@ impl App {
                     tracing::info!(%address, attachment = %key, "address of a living pod claimed back");
                 }
                 Ok((_, Outcome::Refused(why))) => lost.push(format!("{key} ({address}: {why})")),
-                Ok(_) | Err(_) => {}
+                Ok(_) => {}
+                // No quorum: asking for the next one would only take as long again.
+                Err(_) => return,
             }
         }
         let condition = (!lost.is_empty()).then(|| Condition {

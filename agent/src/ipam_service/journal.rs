@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -25,6 +25,10 @@ enum Entry {
     Put(LeaseInfo),
     /// Given back.
     Del(AttachmentKey),
+    /// What follows is not everything: leases are being rebuilt from the
+    /// kernel. Without it, an agent that died half way through would take its
+    /// own fresh store for a whole one, and give addresses in use away.
+    Rebuilding,
 }
 
 /// The store could not be read or written.
@@ -55,15 +59,35 @@ pub struct Journal {
     lines: usize,
     /// Bytes of whole lines in the file.
     length: u64,
+    /// Leases are still being rebuilt.
+    rebuilding: bool,
 }
 
 impl Journal {
     /// Reads what is there and opens the journal for writing, in short form.
+    /// Unless what was found is intact, it counts as incomplete until
+    /// [`Self::rebuilt`].
     pub fn open(path: &Path) -> Result<(Self, Found), JournalError> {
         let found = read(path)?;
-        let (file, length) = rewrite(path, found.leases.values())?;
-        let journal = Self { path: path.to_owned(), file, lines: found.leases.len(), length };
-        Ok((journal, found))
+        let rebuilding = !found.intact;
+        let (file, length) = rewrite(path, found.leases.values(), rebuilding)?;
+        let lines = found.leases.len();
+        Ok((Self { path: path.to_owned(), file, lines, length, rebuilding }, found))
+    }
+
+    /// Every lease is known again.
+    pub fn rebuilt<'a>(
+        &mut self,
+        leases: impl ExactSizeIterator<Item = &'a LeaseInfo>,
+    ) -> Result<(), JournalError> {
+        let before = std::mem::replace(&mut self.rebuilding, false);
+        self.compact(leases).inspect_err(|_| self.rebuilding = before)
+    }
+
+    /// True if the file is no longer the one at its path: what is written into
+    /// it now, nobody will ever read.
+    pub fn is_lost(&self) -> bool {
+        !self.file.metadata().is_ok_and(|m| m.nlink() > 0)
     }
 
     /// Writes down a lease. When this returns `Ok`, it outlives the agent.
@@ -87,20 +111,33 @@ impl Journal {
         leases: impl ExactSizeIterator<Item = &'a LeaseInfo>,
     ) -> Result<(), JournalError> {
         self.lines = leases.len();
-        (self.file, self.length) = rewrite(&self.path, leases)?;
+        (self.file, self.length) = rewrite(&self.path, leases, self.rebuilding)?;
         Ok(())
     }
 
     fn append(&mut self, entry: &Entry) -> Result<(), JournalError> {
         let line = line(entry).map_err(|e| self.error("encode", e))?;
-        if let Err(e) = self.file.write_all(&line) {
-            // A half-written line must not swallow the next one.
+        // At the end of the last whole line: what a failed write has left
+        // behind there is written over, and cannot spoil the next line.
+        if let Err(e) = self.file.write_all_at(&line, self.length) {
             let _ = self.file.set_len(self.length);
             return Err(self.error("write", e));
         }
         self.length += line.len() as u64;
         self.lines += 1;
         Ok(())
+    }
+
+    /// From now on every write fails, as on a full disk.
+    #[cfg(test)]
+    pub(super) fn break_writes(&mut self) {
+        self.file = File::open(&self.path).unwrap();
+    }
+
+    /// Writes work again.
+    #[cfg(test)]
+    pub(super) fn mend_writes(&mut self) {
+        self.file = OpenOptions::new().write(true).open(&self.path).unwrap();
     }
 
     fn error(&self, what: &'static str, source: io::Error) -> JournalError {
@@ -131,6 +168,7 @@ fn read(path: &Path) -> Result<Found, JournalError> {
             Ok(Entry::Del(key)) => {
                 found.leases.remove(&key);
             }
+            Ok(Entry::Rebuilding) => found.intact = false,
             Err(_) => {
                 found.damaged += 1;
                 found.intact = false;
@@ -143,10 +181,14 @@ fn read(path: &Path) -> Result<Found, JournalError> {
 fn rewrite<'a>(
     path: &Path,
     leases: impl Iterator<Item = &'a LeaseInfo>,
+    rebuilding: bool,
 ) -> Result<(File, u64), JournalError> {
     let fail = |what| move |source| JournalError { path: path.to_owned(), what, source };
     let fresh = path.with_extension("new");
     let mut text = Vec::new();
+    if rebuilding {
+        text.extend(line(&Entry::Rebuilding).map_err(fail("encode"))?);
+    }
     for lease in leases {
         text.extend(line(&Entry::Put(lease.clone())).map_err(fail("encode"))?);
     }
@@ -190,6 +232,7 @@ mod tests {
         let path = dir.join("leases.json");
         let (mut journal, found) = Journal::open(&path).unwrap();
         assert!(!found.intact && found.leases.is_empty());
+        journal.rebuilt([].iter()).unwrap();
         journal.put(&lease("a")).unwrap();
         journal.put(&lease("b")).unwrap();
         journal.del(&lease("a").key).unwrap();
@@ -203,6 +246,58 @@ mod tests {
         fs::write(&path, torn).unwrap();
         let (_, found) = Journal::open(&path).unwrap();
         assert_eq!((found.intact, found.damaged, found.leases.len()), (false, 1, 1));
+        fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
+    fn incomplete_until_rebuilt() {
+        let dir = scratch("rebuild");
+        let path = dir.join("leases.json");
+        let (mut journal, _) = Journal::open(&path).unwrap();
+        journal.put(&lease("a")).unwrap();
+        drop(journal);
+        // A crash before the kernel was asked: the store must not look whole.
+        let (mut journal, found) = Journal::open(&path).unwrap();
+        assert_eq!((found.intact, found.damaged, found.leases.len()), (false, 0, 1));
+        journal.compact([&lease("a")].into_iter()).unwrap();
+        drop(journal);
+        let (mut journal, found) = Journal::open(&path).unwrap();
+        assert!(!found.intact);
+        journal.rebuilt([&lease("a")].into_iter()).unwrap();
+        drop(journal);
+        let (_, found) = Journal::open(&path).unwrap();
+        assert_eq!((found.intact, found.leases.len()), (true, 1));
+        fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
+    fn a_torn_write_does_not_spoil_the_next() {
+        let dir = scratch("spoil");
+        let path = dir.join("leases.json");
+        let (mut journal, _) = Journal::open(&path).unwrap();
+        journal.rebuilt([].iter()).unwrap();
+        journal.put(&lease("a")).unwrap();
+        // Half a line got out before the disk was full, and could not be cut off.
+        journal.file.write_all_at(b"{\"put\":{\"contai", journal.length).unwrap();
+        journal.break_writes();
+        assert!(journal.put(&lease("b")).is_err());
+        journal.mend_writes();
+        journal.put(&lease("c")).unwrap();
+        drop(journal);
+        let (_, found) = Journal::open(&path).unwrap();
+        let ids: Vec<_> = found.leases.keys().map(|k| k.container_id.as_str()).collect();
+        assert_eq!((found.intact, ids), (true, vec!["a", "c"]));
+        fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
+    fn knows_when_its_file_is_gone() {
+        let dir = scratch("gone");
+        let path = dir.join("leases.json");
+        let (journal, _) = Journal::open(&path).unwrap();
+        assert!(!journal.is_lost());
+        fs::remove_file(&path).unwrap();
+        assert!(journal.is_lost());
         fs::remove_dir_all(dir).unwrap();
     }
 

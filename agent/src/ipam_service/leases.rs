@@ -9,8 +9,42 @@ use weft_ipam::leases::{AllocError, ClaimError};
 use weft_proto::api::LeaseInfo;
 use weft_proto::attachment::AttachmentKey;
 
-use super::{IpamService, LeaseFacts, State, now_ms};
+use super::{IpamService, LeaseFacts, State, Waiting, http_key, now_ms, ports};
 use crate::api::backend::BackendError;
+
+/// A given address was not leased.
+#[derive(Debug, thiserror::Error)]
+pub enum ClaimFailed {
+    /// It cannot be.
+    #[error(transparent)]
+    Claim(#[from] ClaimError),
+    /// This node cannot lease anything.
+    #[error(transparent)]
+    Service(#[from] BackendError),
+}
+
+/// For whom an address is wanted.
+#[derive(Debug, Clone, Copy)]
+enum Who<'a> {
+    Key(&'a AttachmentKey),
+    /// Nobody in particular: filed under the address itself.
+    Anyone,
+}
+
+impl Who<'_> {
+    fn label(self) -> String {
+        match self {
+            Self::Key(key) => key.to_string(),
+            Self::Anyone => "_".to_owned(),
+        }
+    }
+}
+
+fn left() -> BackendError {
+    BackendError::NotReady(
+        "this node has left the cluster (DELETE /peer); restart the agent to join again".to_owned(),
+    )
+}
 
 /// What a request without an answer leaves behind: nothing.
 struct Waiter<'a> {
@@ -39,7 +73,11 @@ pub(super) struct Busy {
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        self.service.lock().busy.remove(&self.key);
+        let mut state = self.service.lock();
+        state.busy.remove(&self.key);
+        if !state.leases.contains_key(&self.key) {
+            state.asked.remove(&self.key);
+        }
     }
 }
 
@@ -49,11 +87,14 @@ impl IpamService {
         self: &Arc<Self>,
         key: &AttachmentKey,
     ) -> Result<impl Drop + Send + use<>, BackendError> {
-        if !self.lock().busy.insert(key.clone()) {
+        let mut state = self.lock();
+        if !state.busy.insert(key.clone()) {
             return Err(BackendError::Conflict(format!(
                 "another request for {key} is still being served; try again"
             )));
         }
+        state.asked.insert(key.clone(), tokio::time::Instant::now());
+        drop(state);
         Ok(Busy { service: Arc::clone(self), key: key.clone() })
     }
 
@@ -67,39 +108,63 @@ impl IpamService {
         facts: &LeaseFacts,
         patience: Duration,
     ) -> Result<(IpAddr, bool), BackendError> {
+        self.allocate_for(Who::Key(key), ipv6, within, facts, patience).await
+    }
+
+    /// An address for nobody in particular; a new one with every call.
+    pub async fn allocate_anyone(
+        &self,
+        ipv6: bool,
+        within: Option<IpNet>,
+        patience: Duration,
+    ) -> Result<IpAddr, BackendError> {
+        let facts = LeaseFacts::default();
+        let answer = self.allocate_for(Who::Anyone, ipv6, within, &facts, patience).await;
+        answer.map(|(address, _)| address)
+    }
+
+    async fn allocate_for(
+        &self,
+        who: Who<'_>,
+        ipv6: bool,
+        within: Option<IpNet>,
+        facts: &LeaseFacts,
+        patience: Duration,
+    ) -> Result<(IpAddr, bool), BackendError> {
         let deadline = tokio::time::Instant::now() + patience;
         let mut waiter: Option<(Waiter<'_>, u64)> = None;
         loop {
             let changed = self.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
-            match self.try_allocate(key, ipv6, within, facts) {
-                Some(answer) => return answer,
-                None => {
-                    let start = waiter.get_or_insert_with(|| self.wait(key, ipv6)).1;
-                    if let Some(error) = self.verdict_after(ipv6, start) {
-                        return Err(error);
-                    }
-                }
+            if let Some(answer) = self.try_allocate(who, ipv6, within, facts) {
+                return answer;
             }
-            self.need.notify_one();
+            let start = waiter.get_or_insert_with(|| self.wait(who, ipv6)).1;
+            if let Some(error) = self.verdict_after(ipv6, start) {
+                return Err(error);
+            }
+            self.need[usize::from(ipv6)].notify_one();
             if tokio::time::timeout_at(deadline, changed).await.is_err() {
                 let blocked = self.lock().families[usize::from(ipv6)].blocked.clone();
-                let why = blocked.unwrap_or_else(|| {
-                    "no block has arrived from the ledger yet; see `agent status`".to_owned()
+                let why = blocked.unwrap_or_else(|| match within {
+                    Some(subnet) => format!("none is free in {subnet} on this node"),
+                    None => "no block has arrived from the ledger yet; see `agent status`".into(),
                 });
-                return Err(BackendError::NotReady(format!("no address for {key}: {why}")));
+                let who = who.label();
+                return Err(BackendError::NotReady(format!("no address for {who}: {why}")));
             }
         }
     }
 
-    fn wait(&self, key: &AttachmentKey, ipv6: bool) -> (Waiter<'_>, u64) {
+    fn wait(&self, who: Who<'_>, ipv6: bool) -> (Waiter<'_>, u64) {
         let mut state = self.lock();
         state.next_waiter += 1;
         let number = state.next_waiter;
         let family = &mut state.families[usize::from(ipv6)];
-        family.waiting.insert(number, key.to_string());
-        (Waiter { service: self, family: usize::from(ipv6), number }, family.rounds)
+        let since = family.rounds;
+        family.waiting.insert(number, Waiting { since, who: who.label() });
+        (Waiter { service: self, family: usize::from(ipv6), number }, since)
     }
 
     /// A verdict of a round of asking that began after the request did.
@@ -112,20 +177,26 @@ impl IpamService {
     /// `None`: nothing free now.
     fn try_allocate(
         &self,
-        key: &AttachmentKey,
+        who: Who<'_>,
         ipv6: bool,
         within: Option<IpNet>,
         facts: &LeaseFacts,
     ) -> Option<Result<(IpAddr, bool), BackendError>> {
         let mut state = self.lock();
         if state.leaving {
-            return Some(Err(BackendError::NotReady(
-                "this node has left the cluster (DELETE /peer); restart the agent to join again"
-                    .to_owned(),
-            )));
+            return Some(Err(left()));
         }
-        let before = state.table.addresses(key).to_vec();
-        let address = match state.table.allocate(key, ipv6, within, now_ms()) {
+        // An interface name that nobody else can have.
+        let nobody = AttachmentKey { container_id: "_".to_owned(), ifname: "\0".to_owned() };
+        let asking = match who {
+            Who::Key(key) => key,
+            Who::Anyone => &nobody,
+        };
+        if let Err(taken) = ports::check(&state.leases, asking, facts) {
+            return Some(Err(taken));
+        }
+        let before = state.table.addresses(asking).to_vec();
+        let address = match state.table.allocate(asking, ipv6, within, now_ms()) {
             Ok(address) => address,
             Err(AllocError::Full) => return None,
             Err(e) => return Some(Err(BackendError::Bad(e.to_string()))),
@@ -133,11 +204,23 @@ impl IpamService {
         if before.contains(&address) {
             return Some(Ok((address, true)));
         }
-        let answer = self.record(&mut state, key, facts).map(|()| (address, false));
+        let named = match who {
+            Who::Key(key) => key.clone(),
+            Who::Anyone => {
+                // Under the one lock: nobody sees it free in between.
+                let named = http_key(&address.to_string());
+                state.table.release_one(&nobody, address, now_ms());
+                if let Err(e) = state.table.claim(&named, address, now_ms()) {
+                    return Some(Err(BackendError::Internal(format!("{address}: {e}"))));
+                }
+                named
+            }
+        };
+        let answer = self.record(&mut state, &named, facts).map(|()| (address, false));
         if answer.is_err() {
-            state.table.release_one(key, address, now_ms());
+            state.table.release_one(&named, address, now_ms());
         } else if state.table.free(ipv6) < 32 {
-            self.need.notify_one();
+            self.need[usize::from(ipv6)].notify_one();
         }
         Some(answer)
     }
@@ -157,7 +240,10 @@ impl IpamService {
             host_ifname: facts.host_ifname.clone(),
             port_mappings: facts.port_mappings.clone(),
         };
-        state.journal.put(&lease).map_err(|e| BackendError::Internal(e.to_string()))?;
+        state
+            .secure()
+            .and_then(|journal| journal.put(&lease))
+            .map_err(|e| BackendError::Internal(e.to_string()))?;
         state.leases.insert(key.clone(), lease);
         self.tidy(state);
         self.leases_changed(state);
@@ -179,15 +265,21 @@ impl IpamService {
         facts: &LeaseFacts,
     ) -> Result<(), BackendError> {
         let mut state = self.lock();
-        let same = state.leases.get(key).is_some_and(|l| {
-            l.pod == facts.pod
-                && l.host_ifname == facts.host_ifname
-                && l.port_mappings == facts.port_mappings
-        });
-        if same { Ok(()) } else { self.record(&mut state, key, facts) }
+        let Some(lease) = state.leases.get(key) else {
+            return Err(BackendError::Conflict(format!("{key} was released meanwhile; try again")));
+        };
+        let same = lease.pod == facts.pod
+            && lease.host_ifname == facts.host_ifname
+            && lease.port_mappings == facts.port_mappings;
+        if same {
+            return Ok(());
+        }
+        ports::check(&state.leases, key, facts)?;
+        self.record(&mut state, key, facts)
     }
 
-    /// Records an address found on a living interface, whoever owns its block.
+    /// Records addresses found on a living interface, whoever owns their
+    /// blocks: all of them that nobody else has.
     pub fn adopt(
         &self,
         key: &AttachmentKey,
@@ -195,12 +287,17 @@ impl IpamService {
         facts: &LeaseFacts,
     ) -> Result<(), BackendError> {
         let mut state = self.lock();
+        let mut conflict = None;
         for address in addresses {
-            state.table.adopt(key, *address).map_err(|held| {
-                BackendError::Conflict(format!("{address} of {key} is leased to {}", held.by))
-            })?;
+            if let Err(held) = state.table.adopt(key, *address) {
+                let text = format!("{address} of {key} is leased to {}", held.by);
+                conflict = Some(BackendError::Conflict(text));
+            }
         }
-        self.record(&mut state, key, facts)
+        if !state.table.addresses(key).is_empty() {
+            self.record(&mut state, key, facts)?;
+        }
+        conflict.map_or(Ok(()), Err)
     }
 
     /// Leases one given address of an own block.
@@ -209,37 +306,45 @@ impl IpamService {
         key: &AttachmentKey,
         address: IpAddr,
         facts: &LeaseFacts,
-    ) -> Result<(), ClaimError> {
+    ) -> Result<(), ClaimFailed> {
         let mut state = self.lock();
+        if state.leaving {
+            return Err(left().into());
+        }
         let had = state.table.addresses(key).contains(&address);
         state.table.claim(key, address, now_ms())?;
         if had {
             return Ok(());
         }
         if let Err(e) = self.record(&mut state, key, facts) {
-            tracing::error!("{e}");
             state.table.release_one(key, address, now_ms());
-            return Err(ClaimError::NotOwned);
+            return Err(e.into());
         }
         Ok(())
     }
 
     /// Frees everything a key holds; the addresses it held.
     pub fn release(&self, key: &AttachmentKey) -> Result<Vec<IpAddr>, BackendError> {
-        let freed = {
-            let mut state = self.lock();
-            if state.table.addresses(key).is_empty() && !state.leases.contains_key(key) {
-                return Ok(Vec::new());
-            }
-            state.journal.del(key).map_err(|e| BackendError::Internal(e.to_string()))?;
-            let freed = state.table.release(key, now_ms());
-            state.leases.remove(key);
-            self.tidy(&mut state);
-            self.leases_changed(&mut state);
-            Self::clear_verdicts(&mut state);
-            freed
-        };
+        let freed = self.end(&mut self.lock(), key)?;
         self.changed.notify_waiters();
+        Ok(freed)
+    }
+
+    /// On disk first: an address must not be free here and leased there.
+    fn end(&self, state: &mut State, key: &AttachmentKey) -> Result<Vec<IpAddr>, BackendError> {
+        if state.table.addresses(key).is_empty() && !state.leases.contains_key(key) {
+            return Ok(Vec::new());
+        }
+        state
+            .secure()
+            .and_then(|journal| journal.del(key))
+            .map_err(|e| BackendError::Internal(e.to_string()))?;
+        let freed = state.table.release(key, now_ms());
+        state.leases.remove(key);
+        state.asked.remove(key);
+        self.tidy(state);
+        self.leases_changed(state);
+        state.clear_verdicts();
         Ok(freed)
     }
 
@@ -247,32 +352,63 @@ impl IpamService {
     pub fn release_one(&self, key: &AttachmentKey, address: IpAddr) -> Result<bool, BackendError> {
         {
             let mut state = self.lock();
-            let Some(lease) = state.leases.get(key).cloned() else { return Ok(false) };
-            if !state.table.release_one(key, address, now_ms()) {
+            let Some(lease) = state.leases.get(key) else { return Ok(false) };
+            if !lease.addresses.contains(&address) {
                 return Ok(false);
             }
-            let left: Vec<_> = lease.addresses.iter().copied().filter(|a| *a != address).collect();
-            let written = if left.is_empty() {
-                state.leases.remove(key);
-                state.journal.del(key)
+            if lease.addresses.len() == 1 {
+                self.end(&mut state, key)?;
             } else {
-                let lease = LeaseInfo { addresses: left, ..lease };
-                let written = state.journal.put(&lease);
+                let mut lease = lease.clone();
+                lease.addresses.retain(|a| *a != address);
+                state
+                    .secure()
+                    .and_then(|journal| journal.put(&lease))
+                    .map_err(|e| BackendError::Internal(e.to_string()))?;
+                state.table.release_one(key, address, now_ms());
                 state.leases.insert(key.clone(), lease);
-                written
-            };
-            written.map_err(|e| BackendError::Internal(e.to_string()))?;
-            self.leases_changed(&mut state);
-            Self::clear_verdicts(&mut state);
+                self.tidy(&mut state);
+                self.leases_changed(&mut state);
+                state.clear_verdicts();
+            }
         }
         self.changed.notify_waiters();
         Ok(true)
     }
 
-    fn clear_verdicts(state: &mut State) {
-        for family in &mut state.families {
-            family.verdict = None;
+    /// Attachments nobody has asked for lately. After a start that is all of
+    /// them only when the agent has run that long: an ADD it has answered in
+    /// its earlier life may still be under way.
+    pub fn unattended(&self, grace: Duration) -> Vec<AttachmentKey> {
+        let state = self.lock();
+        let wired = state.leases.values().filter(|lease| !lease.host_ifname.is_empty());
+        wired
+            .map(|lease| &lease.key)
+            .filter(|key| self.is_unattended(&state, key, grace))
+            .cloned()
+            .collect()
+    }
+
+    fn is_unattended(&self, state: &State, key: &AttachmentKey, grace: Duration) -> bool {
+        let asked = state.asked.get(key).copied().unwrap_or(self.started);
+        !state.busy.contains(key) && asked.elapsed() >= grace
+    }
+
+    /// Frees an attachment unless somebody has asked for it since; true if it is free.
+    pub fn release_unattended(
+        &self,
+        key: &AttachmentKey,
+        grace: Duration,
+    ) -> Result<bool, BackendError> {
+        {
+            let mut state = self.lock();
+            if !self.is_unattended(&state, key, grace) {
+                return Ok(false);
+            }
+            self.end(&mut state, key)?;
         }
+        self.changed.notify_waiters();
+        Ok(true)
     }
 
     /// Every key of a container (its attachments, and the id itself).

@@ -8,6 +8,7 @@ pub mod donate;
 pub mod intents;
 pub mod journal;
 mod leases;
+mod ports;
 pub mod supplier;
 pub mod supply;
 
@@ -18,6 +19,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ipnet::IpNet;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 use weft_ipam::leases::LeaseTable;
 use weft_ipam::ledger::Ledger;
 use weft_proto::api::LeaseInfo;
@@ -27,9 +29,14 @@ use weft_proto::ledger::{Op, Outcome};
 
 use crate::api::backend::BackendError;
 use crate::mesh::net::BoxFuture;
-use journal::{Found, Journal};
+use journal::{Found, Journal, JournalError};
 
+pub use leases::ClaimFailed;
 pub use supplier::Supplier;
+
+/// For how long a verdict says something about requests still to come: what
+/// other nodes have to spare changes without this one hearing of it.
+const VERDICT_LASTS: Duration = Duration::from_secs(30);
 
 /// The ledger as the IPAM service needs it.
 pub trait Registry: Send + Sync + 'static {
@@ -74,16 +81,33 @@ pub fn now_ms() -> u64 {
 struct Verdict {
     /// Number of the round of asking that found it out.
     round: u64,
+    at: Instant,
     error: BackendError,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    /// Rounds of asking that had begun before it.
+    since: u64,
+    /// Who, for status.
+    who: String,
 }
 
 #[derive(Debug, Default)]
 struct FamilyState {
-    waiting: BTreeMap<u64, String>,
+    waiting: BTreeMap<u64, Waiting>,
     rounds: u64,
     verdict: Option<Verdict>,
     /// Why the last try did not get further, while somebody still waits.
     blocked: Option<String>,
+}
+
+impl FamilyState {
+    /// Requests that wait and are not about to be told a verdict.
+    fn unanswered(&self) -> usize {
+        let round = self.verdict.as_ref().map_or(0, |v| v.round);
+        self.waiting.values().filter(|w| w.since >= round).count()
+    }
 }
 
 struct State {
@@ -91,6 +115,10 @@ struct State {
     leases: BTreeMap<AttachmentKey, LeaseInfo>,
     journal: Journal,
     busy: BTreeSet<AttachmentKey>,
+    /// When an attachment was last asked for in this life of the agent.
+    asked: BTreeMap<AttachmentKey, Instant>,
+    /// Position of the ledger the table follows; it never goes back.
+    followed: u64,
     families: [FamilyState; 2],
     next_waiter: u64,
     leaving: bool,
@@ -98,14 +126,36 @@ struct State {
     generation: u64,
 }
 
+impl State {
+    /// Before every write: a store that was removed is written anew, so that
+    /// no lease goes into a file nobody will read.
+    fn secure(&mut self) -> Result<&mut Journal, JournalError> {
+        if self.journal.is_lost() {
+            self.journal.compact(self.leases.values())?;
+        }
+        Ok(&mut self.journal)
+    }
+
+    /// What kept requests waiting is over for families with free addresses.
+    fn clear_verdicts(&mut self) {
+        for (ipv6, family) in [false, true].into_iter().zip(&mut self.families) {
+            if self.table.free(ipv6) > 0 {
+                family.verdict = None;
+                family.blocked = None;
+            }
+        }
+    }
+}
+
 /// See the module.
 pub struct IpamService {
     me: NodeId,
+    started: Instant,
     state: Mutex<State>,
     /// An address became free, a block arrived, or a verdict fell.
     changed: Notify,
-    /// Somebody waits, or the stock runs low.
-    need: Notify,
+    /// Somebody waits, or the stock runs low, by family.
+    need: [Notify; 2],
     /// Leases changed (a watch, so that nobody misses the last change).
     leases_changed: tokio::sync::watch::Sender<u64>,
 }
@@ -142,28 +192,35 @@ impl IpamService {
     /// Takes over the journal and what it said.
     pub fn new(me: NodeId, cooldown: Duration, journal: Journal, found: &Found) -> Arc<Self> {
         let mut table = LeaseTable::new(u64::try_from(cooldown.as_millis()).unwrap_or(u64::MAX));
-        for lease in found.leases.values() {
-            for address in &lease.addresses {
-                if let Err(held) = table.adopt(&lease.key, *address) {
-                    tracing::error!(lease = %lease.key, %address, by = %held.by,
+        let mut leases = found.leases.clone();
+        leases.retain(|key, lease| {
+            lease.addresses.retain(|address| match table.adopt(key, *address) {
+                Ok(()) => true,
+                Err(held) => {
+                    tracing::error!(lease = %key, %address, by = %held.by,
                         "lease store names two holders of one address; the first keeps it");
+                    false
                 }
-            }
-        }
+            });
+            !lease.addresses.is_empty()
+        });
         Arc::new(Self {
             me,
+            started: Instant::now(),
             state: Mutex::new(State {
                 table,
-                leases: found.leases.clone(),
+                leases,
                 journal,
                 busy: BTreeSet::new(),
+                asked: BTreeMap::new(),
+                followed: 0,
                 families: Default::default(),
                 next_waiter: 0,
                 leaving: false,
                 generation: 0,
             }),
             changed: Notify::new(),
-            need: Notify::new(),
+            need: Default::default(),
             leases_changed: tokio::sync::watch::Sender::new(0),
         })
     }
@@ -182,29 +239,63 @@ impl IpamService {
         self.leases_changed.send_replace(state.generation);
     }
 
-    /// Brings the lease table up to the ledger; returns leases outside own blocks.
-    pub fn follow(&self, ledger: &Ledger) -> Vec<(AttachmentKey, IpAddr)> {
-        let blocks: Vec<IpNet> = ledger.blocks_of(self.me).map(|b| b.prefix).collect();
-        let foreign = {
+    /// Brings the lease table up to the ledger. An older state than one already
+    /// followed changes nothing: it would bring back what was given away since.
+    pub fn follow(&self, ledger: &Ledger) {
+        {
             let mut state = self.lock();
-            let foreign = state.table.set_blocks(ledger.ranges(), &blocks);
-            for (ipv6, family) in [false, true].into_iter().zip(0..) {
-                if state.table.free(ipv6) > 0 {
-                    state.families[family].verdict = None;
-                    state.families[family].blocked = None;
-                }
+            let index = ledger.head().index;
+            if index < state.followed {
+                return;
             }
-            foreign
-        };
+            state.followed = index;
+            let blocks: Vec<IpNet> = ledger.blocks_of(self.me).map(|b| b.prefix).collect();
+            let same = state.table.ranges() == ledger.ranges()
+                && state.table.blocks().eq(blocks.iter().copied());
+            if !same {
+                state.table.set_blocks(ledger.ranges(), &blocks);
+            }
+            state.clear_verdicts();
+        }
+        self.woken();
+    }
+
+    /// Something may be free now; or the supplier may get further.
+    fn woken(&self) {
         self.changed.notify_waiters();
-        self.need.notify_one();
-        foreign
+        self.need.iter().for_each(Notify::notify_one);
+    }
+
+    /// Ends the withholding of a prefix: what of it is still own is free.
+    fn unwithhold(&self, prefix: IpNet) {
+        {
+            let mut state = self.lock();
+            state.table.unwithhold(prefix);
+            state.clear_verdicts();
+        }
+        self.woken();
+    }
+
+    /// Every lease of an earlier life is known again.
+    pub fn rebuilt(&self) -> Result<(), JournalError> {
+        let mut state = self.lock();
+        let State { journal, leases, .. } = &mut *state;
+        journal.rebuilt(leases.values())
     }
 
     /// This node hands everything back: from now on nothing is allocated.
-    pub fn stop_allocating(&self) {
-        self.lock().leaving = true;
+    /// Refused, with their number, while leases other than `own` are there.
+    pub fn stop_allocating(&self, own: &AttachmentKey) -> Result<(), usize> {
+        {
+            let mut state = self.lock();
+            let others = state.leases.keys().filter(|key| *key != own).count();
+            if others > 0 {
+                return Err(others);
+            }
+            state.leaving = true;
+        }
         self.changed.notify_waiters();
+        Ok(())
     }
 
     /// True after [`IpamService::stop_allocating`].
@@ -215,6 +306,11 @@ impl IpamService {
     /// All leases.
     pub fn leases(&self) -> Vec<LeaseInfo> {
         self.lock().leases.values().cloned().collect()
+    }
+
+    /// Looks at all leases without copying them; must not call back.
+    pub fn with_leases<T>(&self, look: impl FnOnce(&BTreeMap<AttachmentKey, LeaseInfo>) -> T) -> T {
+        look(&self.lock().leases)
     }
 
     /// One lease.
@@ -241,7 +337,11 @@ impl IpamService {
     pub fn stand(&self) -> Stand {
         let state = self.lock();
         let exhausted = state.families.iter().find_map(|f| match &f.verdict {
-            Some(Verdict { error: BackendError::Exhausted(why), .. }) => Some(why.clone()),
+            Some(Verdict { error: BackendError::Exhausted(why), at, .. })
+                if at.elapsed() < VERDICT_LASTS =>
+            {
+                Some(why.clone())
+            }
             _ => None,
         });
         Stand {
@@ -249,7 +349,11 @@ impl IpamService {
             owned: state.table.owned(false).saturating_add(state.table.owned(true)),
             free4: state.table.free(false),
             free6: state.table.free(true),
-            waiting: state.families.iter().flat_map(|f| f.waiting.values().cloned()).collect(),
+            waiting: state
+                .families
+                .iter()
+                .flat_map(|f| f.waiting.values().map(|w| w.who.clone()))
+                .collect(),
             blocked: state.families.iter().find_map(|f| f.blocked.clone()),
             exhausted,
             foreign: state.table.foreign(),

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::Instant;
 use weft_proto::frame::Frame;
+use weft_proto::id::RequestId;
 use weft_proto::ledger::{Op, Outcome, Refusal};
 use weft_proto::wire::v1;
 
@@ -16,8 +18,15 @@ use crate::mesh::net::{MeshView, PeerNet};
 const ASK_AT_MOST: usize = 32;
 const PROPOSE_PATIENCE: Duration = Duration::from_secs(5);
 const DONATE_PATIENCE: Duration = Duration::from_secs(6);
-/// Pause after a try ahead of need that failed.
+/// All asking of one round together: a request should hear of it in time.
+const ROUND_PATIENCE: Duration = Duration::from_secs(12);
+/// Pause after a try ahead of need that failed; doubled from try to try.
 const AHEAD_PAUSE: Duration = Duration::from_secs(5);
+const AHEAD_PAUSE_MOST: Duration = Duration::from_secs(60);
+/// Pause after a try that could not be committed, while somebody waits.
+const RETRY_PAUSE: Duration = Duration::from_millis(300);
+/// Without news the stock is looked at this often.
+const LOOK: Duration = Duration::from_secs(2);
 
 /// See the module.
 pub struct Supplier {
@@ -42,37 +51,32 @@ impl Supplier {
         Self { service, registry, net }
     }
 
-    /// Runs for as long as the agent.
+    /// Runs for as long as the agent. Families do not wait for each other.
     pub async fn run(self) {
-        let mut ahead_after = tokio::time::Instant::now();
+        tokio::join!(self.supply(false), self.supply(true));
+    }
+
+    async fn supply(&self, ipv6: bool) {
+        let mut pending = None;
+        let mut ahead_after = Instant::now();
+        let mut pause = AHEAD_PAUSE;
         loop {
-            let mut idle = true;
-            for ipv6 in [false, true] {
-                let order = match self.order(ipv6) {
-                    Order::Ahead if tokio::time::Instant::now() < ahead_after => Order::Nothing,
-                    other => other,
-                };
-                match order {
-                    Order::Nothing => {}
-                    Order::Now => {
-                        idle = false;
-                        self.fetch(ipv6).await;
-                    }
-                    Order::Ahead => {
-                        let acquired = self.acquire(ipv6).await;
-                        if let Err(e) = &acquired {
-                            tracing::debug!("spare block: {e}");
-                        }
-                        idle = !matches!(acquired, Ok(true));
-                        if idle {
-                            ahead_after = tokio::time::Instant::now() + AHEAD_PAUSE;
+            match self.order(ipv6) {
+                Order::Now => self.fetch(ipv6, &mut pending).await,
+                Order::Ahead if Instant::now() >= ahead_after => {
+                    match self.acquire(ipv6, &mut pending).await {
+                        Ok(true) => pause = AHEAD_PAUSE,
+                        failed => {
+                            tracing::debug!(?failed, "no spare block");
+                            ahead_after = Instant::now() + pause;
+                            pause = (pause * 2).min(AHEAD_PAUSE_MOST);
                         }
                     }
                 }
-            }
-            if idle {
-                let _ = tokio::time::timeout(Duration::from_secs(2), self.service.need.notified())
-                    .await;
+                Order::Ahead | Order::Nothing => {
+                    let need = self.service.need[usize::from(ipv6)].notified();
+                    let _ = tokio::time::timeout(LOOK, need).await;
+                }
             }
         }
     }
@@ -90,13 +94,13 @@ impl Supplier {
         let family = |r: &&ipnet::IpNet| matches!(r, ipnet::IpNet::V6(_)) == ipv6;
         let Some(range) = ledger.ranges().iter().find(family) else { return Order::Nothing };
         let host_bits = range.max_prefix_len() - weft_ipam::block_len(range);
-        let state = self.service.lock();
-        order(Stock {
-            waiting: state.families[usize::from(ipv6)].waiting.len(),
-            free: state.table.free(ipv6),
-            block: 1 << host_bits,
-            unowned: ledger.unowned(ipv6),
-        })
+        let (waiting, free) = {
+            let state = self.service.lock();
+            (state.families[usize::from(ipv6)].unanswered(), state.table.free(ipv6))
+        };
+        let block = 1u64.checked_shl(u32::from(host_bits)).unwrap_or(u64::MAX);
+        // Counted only when it matters: that walks through all blocks there are.
+        order(Stock { waiting, free, block }, || ledger.unowned(ipv6))
     }
 
     fn block(&self, ipv6: bool, why: &str) {
@@ -108,32 +112,42 @@ impl Supplier {
     }
 
     /// One block from the ledger. `Ok(false)`: it has none.
-    async fn acquire(&self, ipv6: bool) -> Result<bool, String> {
-        let op = Op::Acquire { node: self.net.me(), ipv6, count: 1 };
-        let request = self.registry.next_request();
-        match self.registry.propose(request, op, PROPOSE_PATIENCE).await? {
-            (_, Outcome::Granted(blocks)) => {
-                for block in &blocks {
-                    tracing::info!(block = %block.prefix, epoch = block.epoch, "block acquired");
+    ///
+    /// A request without an answer may have been granted, or may be yet: it is
+    /// asked again as the same request, lest a long loss of quorum end with a
+    /// block for every try. What an old request was refused says nothing of now.
+    async fn acquire(&self, ipv6: bool, pending: &mut Option<RequestId>) -> Result<bool, String> {
+        loop {
+            let op = Op::Acquire { node: self.net.me(), ipv6, count: 1 };
+            let old = pending.is_some();
+            let request = *pending.get_or_insert_with(|| self.registry.next_request());
+            let (_, outcome) = self.registry.propose(request, op, PROPOSE_PATIENCE).await?;
+            *pending = None;
+            return match outcome {
+                Outcome::Granted(blocks) => {
+                    for block in &blocks {
+                        tracing::info!(block = %block.prefix, epoch = block.epoch, "block acquired");
+                    }
+                    self.service.follow(&self.registry.ledger());
+                    Ok(true)
                 }
-                self.service.follow(&self.registry.ledger());
-                Ok(true)
-            }
-            (_, Outcome::Refused(Refusal::Exhausted { .. })) => Ok(false),
-            (_, Outcome::Refused(refusal)) => Err(refusal.to_string()),
-            (_, other) => Err(format!("unexpected answer of the ledger: {other:?}")),
+                Outcome::Refused(_) if old => continue,
+                Outcome::Refused(Refusal::Exhausted { .. }) => Ok(false),
+                Outcome::Refused(refusal) => Err(refusal.to_string()),
+                other => Err(format!("unexpected answer of the ledger: {other:?}")),
+            };
         }
     }
 
     /// Somebody waits: the ledger first, then the others.
-    async fn fetch(&self, ipv6: bool) {
+    async fn fetch(&self, ipv6: bool, pending: &mut Option<RequestId>) {
         let round = {
             let mut state = self.service.lock();
             let family = &mut state.families[usize::from(ipv6)];
             family.rounds += 1;
             family.rounds
         };
-        let verdict = match self.acquire(ipv6).await {
+        let verdict = match self.acquire(ipv6, pending).await {
             Ok(true) => return,
             Ok(false) => match self.ask_around(ipv6).await {
                 Ok(()) => return,
@@ -142,7 +156,7 @@ impl Supplier {
             Err(why) => {
                 // Could not be committed: keep trying while somebody waits.
                 self.block(ipv6, &why);
-                tokio::time::sleep(Duration::from_millis(300)).await;
+                tokio::time::sleep(RETRY_PAUSE).await;
                 return;
             }
         };
@@ -153,7 +167,7 @@ impl Supplier {
             }
             let family = &mut state.families[usize::from(ipv6)];
             tracing::warn!("{verdict}");
-            family.verdict = Some(Verdict { round, error: verdict });
+            family.verdict = Some(Verdict { round, at: Instant::now(), error: verdict });
         }
         self.service.changed.notify_waiters();
     }
@@ -177,7 +191,12 @@ impl Supplier {
             })
             .collect();
         let mut answers = Vec::new();
+        let deadline = Instant::now() + ROUND_PATIENCE;
         for donor in donors(candidates, ASK_AT_MOST) {
+            if Instant::now() >= deadline {
+                answers.push("the others were not asked for want of time".to_owned());
+                break;
+            }
             match self.ask(donor.node, ipv6).await {
                 Ok(prefix) => {
                     tracing::info!(%prefix, from = %view.name_of(donor.node), "addresses handed over");

@@ -11,8 +11,6 @@ pub struct Stock {
     pub free: u64,
     /// Addresses of a standard block.
     pub block: u64,
-    /// Addresses nobody owns, by the ledger.
-    pub unowned: u128,
 }
 
 /// What to do about it.
@@ -29,10 +27,12 @@ pub enum Order {
 /// Keeps half a block free ahead of need, so that pods start without asking
 /// anybody, also while there is no quorum. Only a waiting request may take
 /// addresses from other nodes: spares taken from each other would wander for ever.
-pub fn order(stock: Stock) -> Order {
+///
+/// `unowned`: addresses nobody owns, by the ledger.
+pub fn order(stock: Stock, unowned: impl FnOnce() -> u128) -> Order {
     if stock.waiting > 0 && stock.free == 0 {
         Order::Now
-    } else if stock.free < (stock.block / 2).max(1) && stock.unowned > 0 {
+    } else if stock.free < (stock.block / 2).max(1) && unowned() > 0 {
         Order::Ahead
     } else {
         Order::Nothing
@@ -62,13 +62,14 @@ mod tests {
 
     #[test]
     fn orders() {
-        let stock = Stock { waiting: 0, free: 62, block: 64, unowned: 1000 };
-        assert_eq!(order(stock), Order::Nothing);
-        assert_eq!(order(Stock { free: 31, ..stock }), Order::Ahead);
-        assert_eq!(order(Stock { free: 31, unowned: 0, ..stock }), Order::Nothing);
-        assert_eq!(order(Stock { free: 0, waiting: 1, unowned: 0, ..stock }), Order::Now);
-        assert_eq!(order(Stock { free: 0, block: 1, ..stock }), Order::Ahead);
-        assert_eq!(order(Stock { free: 1, block: 2, ..stock }), Order::Nothing);
+        let stock = Stock { waiting: 0, free: 62, block: 64 };
+        let some = || 1000;
+        assert_eq!(order(stock, some), Order::Nothing);
+        assert_eq!(order(Stock { free: 31, ..stock }, some), Order::Ahead);
+        assert_eq!(order(Stock { free: 31, ..stock }, || 0), Order::Nothing);
+        assert_eq!(order(Stock { free: 0, waiting: 1, ..stock }, || 0), Order::Now);
+        assert_eq!(order(Stock { free: 0, block: 1, ..stock }, some), Order::Ahead);
+        assert_eq!(order(Stock { free: 1, block: 2, ..stock }, some), Order::Nothing);
     }
 
     #[test]

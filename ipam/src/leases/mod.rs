@@ -277,6 +277,11 @@ impl LeaseTable {
         clamp(own.map(|span| usable_span(&self.ranges, *span)).sum())
     }
 
+    /// The ranges.
+    pub fn ranges(&self) -> &[IpNet] {
+        &self.ranges
+    }
+
     /// The own blocks, sorted.
     pub fn blocks(&self) -> impl Iterator<Item = IpNet> + '_ {
         self.blocks.iter().map(|span| span.net())
