@@ -245,10 +245,7 @@ mod tests {
     fn small_labs_show_every_pod() {
         let mut m = matrix(2, 1);
         m.rtt[1][0] = None;
-        assert_eq!(
-            m.render(),
-            "  RTT    n1p1   n2p1\n  n1p1      -  71 us\n  n2p1   LOST      -\n"
-        );
+        assert_eq!(m.render(), "  RTT   n1p1   n2p1\n  n1p1     -  71 us\n  n2p1  LOST      -\n");
     }
 
     #[test]
