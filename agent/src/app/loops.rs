@@ -32,6 +32,7 @@ pub(super) async fn follow(app: Arc<App>) {
             // After `grow` the cluster's ranges are what peers must agree on;
             // what this node was configured with is checked when it joins.
             app.mesh.set_ranges(ledger.ranges().to_vec());
+            welcome_back(&app);
             let news = book.learn(&view, app.me);
             book.keep(|node| ledger.member(node).is_some() || view.members.contains_key(&node));
             unsaved |= news;
@@ -65,6 +66,19 @@ pub(super) async fn follow(app: Arc<App>) {
             changed = leases.changed() => if changed.is_err() { return },
             // The end of settling must be seen without another event.
             () = tokio::time::sleep(Duration::from_secs(20)), if settling => {}
+        }
+    }
+}
+
+/// A node that was removed here and has joined again is heard again. `evict`
+/// marks a node as removed only once this replica has the eviction, so a
+/// ledger read after seeing the mark knows the node only if it came back.
+fn welcome_back(app: &App) {
+    let members: Vec<_> = app.consensus.ledger().members().map(|(node, _)| node).collect();
+    for node in members.into_iter().filter(|node| app.mesh.is_removed(*node)) {
+        if let Some(member) = app.consensus.ledger().member(node) {
+            tracing::info!(%node, name = %member.name, "removed node has joined again");
+            app.mesh.unremove(node);
         }
     }
 }
