@@ -243,14 +243,14 @@ fn wire_heads(mesh: &MeshHandle, consensus: &ConsensusHandle) {
 }
 
 /// `agent cleanup`: removes everything of ours from this machine's kernel and host directories.
-pub fn cleanup(config: Config) -> Result<Vec<String>> {
+pub fn cleanup(config: &Config) -> Result<Vec<String>> {
     if std::net::TcpStream::connect_timeout(&config.http_addr, Duration::from_millis(300)).is_ok() {
         bail!(
             "an agent still answers at {}; it would put everything back: stop it first",
             config.http_addr
         );
     }
-    let mut removed = cni::uninstall(&config);
+    let mut removed = cni::uninstall(config);
     if let Err(errors) = dataplane::cleanup() {
         let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
         bail!("not everything could be removed from the kernel: {}", errors.join("; "));

@@ -30,7 +30,7 @@ pub struct Hooks {
     /// Runs the agent until it is told to stop.
     pub daemon: fn(Config) -> anyhow::Result<()>,
     /// Removes everything weft put on this machine; says what, one item each.
-    pub cleanup: fn(Config) -> anyhow::Result<Vec<String>>,
+    pub cleanup: fn(&Config) -> anyhow::Result<Vec<String>>,
     /// `agent lab`, with the arguments after `lab`.
     pub lab: fn(Vec<OsString>) -> anyhow::Result<ExitCode>,
 }
@@ -62,7 +62,7 @@ fn dispatch(cli: Cli, flags: &Flags, env: &dyn Env, hooks: Hooks) -> ExitCode {
             Err(errors) => refuse(&errors),
         },
         Some(Cmd::Cleanup { output }) => match Config::parse(env, flags) {
-            Ok(config) => finish(cleanup(config, output.output, hooks)),
+            Ok(config) => finish(cleanup(&config, output.output, hooks)),
             Err(errors) => refuse(&errors),
         },
         Some(command) => match Config::endpoint(env, flags) {
@@ -96,7 +96,7 @@ fn ask(command: Cmd, client: &Client) -> ExitCode {
     }
 }
 
-fn cleanup(config: Config, output: Output, hooks: Hooks) -> anyhow::Result<ExitCode> {
+fn cleanup(config: &Config, output: Output, hooks: Hooks) -> anyhow::Result<ExitCode> {
     if std::net::TcpStream::connect_timeout(&config.http_addr, PROBE).is_ok() {
         anyhow::bail!(
             "something listens on {}: stop the agent first, it would put everything back",
