@@ -58,3 +58,74 @@ pub(super) fn intent<'a>(
         .collect();
     Intent { ranges: ledger.ranges().to_vec(), own, peers, pods, settling }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use weft_proto::attachment::AttachmentKey;
+    use weft_proto::id::{ClusterId, RequestId};
+    use weft_proto::ledger::{Command, Op};
+
+    fn node(number: u8) -> NodeId {
+        NodeId([number; 16])
+    }
+
+    fn ledger(blocks: &[u8]) -> Ledger {
+        let mut ledger = Ledger::new();
+        let ranges = vec!["10.32.0.0/24".parse().unwrap()];
+        let mut ops = vec![Op::Found {
+            cluster: ClusterId([7; 16]),
+            ranges: ranges.clone(),
+            quarantine_ms: 1,
+        }];
+        for n in 1..=3 {
+            let (name, ranges) = (format!("n{n}"), ranges.clone());
+            ops.push(Op::Join { node: node(n), name, ranges, replace: false });
+        }
+        let acquire = |n: &u8| Op::Acquire { node: node(*n), ipv6: false, count: 1 };
+        ops.extend(blocks.iter().map(acquire));
+        for (op, seq) in ops.into_iter().zip(1..) {
+            let request = RequestId { node: node(9), session: 1, seq };
+            ledger.apply(seq, Some(&Command { request, at_ms: seq, op })).unwrap();
+        }
+        ledger
+    }
+
+    #[test]
+    fn peers_are_the_others_whose_address_is_known() {
+        let ledger = ledger(&[1, 2, 2, 3]);
+        let two: IpAddr = "192.0.2.2".parse().unwrap();
+        let book = PeerBook::of([(node(2), vec!["2001:db8::2".parse().unwrap(), two])]);
+        let (found, complete) = peers(&ledger, &book, node(1), false);
+        assert!(!complete, "the address of node 3 is not known");
+        assert_eq!(found.keys().copied().collect::<Vec<_>>(), [node(2)]);
+        assert_eq!(found[&node(2)].underlay, two);
+        let blocks: Vec<_> = ledger.blocks_of(node(2)).map(|b| b.prefix).collect();
+        assert_eq!(found[&node(2)].blocks, blocks);
+        // Of the other family only one is known.
+        let (found, complete) = peers(&ledger, &book, node(3), true);
+        assert_eq!((found.len(), complete), (1, false));
+        // Who owns nothing needs no route.
+        let (found, complete) = peers(&self::ledger(&[1, 2]), &book, node(1), false);
+        assert_eq!((found.len(), complete), (1, true));
+    }
+
+    #[test]
+    fn pods_are_the_leases_with_an_interface() {
+        let lease = |id: &str, host: &str, address: &str| LeaseInfo {
+            key: AttachmentKey { container_id: id.into(), ifname: "eth0".into() },
+            addresses: vec![address.parse().unwrap()],
+            pod: None,
+            since_ms: 0,
+            host_ifname: host.into(),
+            port_mappings: vec![],
+        };
+        let leases = [lease("a", "wefta", "10.32.0.2"), lease("weave:expose", "", "10.32.0.3")];
+        let own = vec!["10.32.0.3".parse().unwrap()];
+        let made = intent(&ledger(&[1]), BTreeMap::new(), own.clone(), leases.iter(), true);
+        assert_eq!(made.pods.len(), 1);
+        let pod = &made.pods[&leases[0].key];
+        assert_eq!((pod.mac, pod.host_ifname.as_str()), (pod_mac(leases[0].addresses[0]), "wefta"));
+        assert_eq!((made.own, made.settling, made.ranges.len()), (own, true, 1));
+    }
+}

@@ -2,10 +2,12 @@
 //! others, serving HTTP, installing the CNI files.
 
 use std::sync::{Arc, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
+use weft_ipam::ledger::Ledger;
 use weft_proto::api::{Condition, Health};
 use weft_proto::cni::{ConflistOptions, conflist};
 
@@ -16,56 +18,75 @@ use crate::api;
 use crate::api::backend::Backend;
 use crate::mesh::net::PeerNet;
 
+/// News of members are gathered this long: in a large cluster some record
+/// changes all the time, and few changes matter here.
+const GATHER: Duration = Duration::from_millis(250);
+/// The book of peers is written at most this often.
+const WRITE: Duration = Duration::from_secs(5);
+/// The end of settling must be seen without another event.
+const SETTLING: Duration = Duration::from_secs(20);
+
 /// Ledger or members changed: lease table, book of peers, routes, intent.
 pub(super) async fn follow(app: Arc<App>) {
     let mut ledgers = app.consensus.subscribe();
     let mut views = app.mesh.watch();
     let mut leases = app.ipam.watch();
     let mut book = PeerBook::open(&app.config.state_dir.join("peers.json"));
-    let mut unsaved = false;
+    let (mut look_at, mut write_at) = (Instant::now(), Instant::now());
+    let (mut unwritten, mut stale) = (false, true);
+    let mut known: Option<Arc<Ledger>> = None;
+    let mut ranges = Vec::new();
     loop {
         let ledger = ledgers.borrow_and_update().clone();
-        let view = views.borrow_and_update().clone();
         leases.borrow_and_update();
         if ledger.cluster().is_some() {
-            app.ipam.follow(&ledger);
-            // After `grow` the cluster's ranges are what peers must agree on;
-            // what this node was configured with is checked when it joins.
-            app.mesh.set_ranges(ledger.ranges().to_vec());
-            welcome_back(&app);
-            let news = book.learn(&view, app.me);
-            book.keep(|node| ledger.member(node).is_some() || view.members.contains_key(&node));
-            unsaved |= news;
-            if unsaved {
-                let failed = book.store().err();
-                unsaved = failed.is_some();
-                app.condition(
-                    "StateDirUnwritable",
-                    failed.map(|e| Condition {
-                        health: Health::Degraded,
-                        reason: "StateDirUnwritable".into(),
-                        message: format!("{}: {e}", app.config.state_dir.display()),
-                        hint: "free space on, or fix the rights of, STATE_DIR".into(),
-                    }),
-                );
+            if known.as_ref().is_none_or(|known| !Arc::ptr_eq(known, &ledger)) {
+                app.ipam.follow(&ledger);
+                // After `grow` the cluster's ranges are what peers must agree on;
+                // what this node was configured with is checked when it joins.
+                if ranges != ledger.ranges() {
+                    ranges = ledger.ranges().to_vec();
+                    app.mesh.set_ranges(ranges.clone());
+                }
+                known = Some(Arc::clone(&ledger));
+                look_at = Instant::now();
+                stale = true;
             }
-            let (peers, complete) =
-                intent::peers(&ledger, &book, app.me, underlay_is_v6(&app.underlay));
-            {
-                let mut routes = app.routes.lock().unwrap_or_else(PoisonError::into_inner);
-                routes.ledger = Some(Arc::clone(&ledger));
-                routes.peers = peers;
-                routes.complete = complete;
+            if Instant::now() >= look_at {
+                look_at = Instant::now() + GATHER;
+                welcome_back(&app);
+                let view = views.borrow_and_update().clone();
+                let news = book.learn(&view, app.me);
+                book.keep(|node| ledger.member(node).is_some() || view.members.contains_key(&node));
+                unwritten |= news;
+                stale |= news;
             }
-            app.publish();
+            if unwritten && Instant::now() >= write_at {
+                write_at = Instant::now() + WRITE;
+                unwritten = !store(&app, &book).await;
+            }
+            if stale || app.started.elapsed() < super::SETTLE_AT_MOST + SETTLING {
+                stale = false;
+                let (peers, complete) =
+                    intent::peers(&ledger, &book, app.me, underlay_is_v6(&app.underlay));
+                {
+                    let mut routes = app.routes.lock().unwrap_or_else(PoisonError::into_inner);
+                    routes.ledger = Some(Arc::clone(&ledger));
+                    routes.peers = peers;
+                    routes.complete = complete;
+                }
+                app.publish();
+            } else {
+                app.publish_leases();
+            }
         }
         let settling = app.started.elapsed() < super::SETTLE_AT_MOST;
         tokio::select! {
             changed = ledgers.changed() => if changed.is_err() { return },
-            changed = views.changed() => if changed.is_err() { return },
+            changed = next_view(&mut views, look_at) => if !changed { return },
             changed = leases.changed() => if changed.is_err() { return },
-            // The end of settling must be seen without another event.
-            () = tokio::time::sleep(Duration::from_secs(20)), if settling => {}
+            () = tokio::time::sleep(SETTLING), if settling => {}
+            () = tokio::time::sleep_until(write_at.into()), if unwritten => {}
         }
     }
 }
@@ -81,6 +102,31 @@ fn welcome_back(app: &App) {
             app.mesh.unremove(node);
         }
     }
+}
+
+/// The view has changed and may be looked at; false at the end.
+async fn next_view<T>(views: &mut watch::Receiver<T>, not_before: Instant) -> bool {
+    tokio::time::sleep_until(not_before.into()).await;
+    views.changed().await.is_ok()
+}
+
+/// Writes the book of peers; its disk may be slow.
+async fn store(app: &App, book: &PeerBook) -> bool {
+    let book = book.clone();
+    let stored = match tokio::task::spawn_blocking(move || book.store()).await {
+        Ok(stored) => stored.map_err(|e| e.to_string()),
+        Err(e) => Err(e.to_string()),
+    };
+    app.condition(
+        "StateDirUnwritable",
+        stored.as_ref().err().map(|e| Condition {
+            health: Health::Degraded,
+            reason: "StateDirUnwritable".into(),
+            message: format!("{}: {e}", app.config.state_dir.display()),
+            hint: "free space on, or fix the rights of, STATE_DIR".into(),
+        }),
+    );
+    stored.is_ok()
 }
 
 /// Tells the others what they may want to know of this node; at most every two

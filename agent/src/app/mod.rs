@@ -69,6 +69,8 @@ struct Routes {
     ledger: Option<Arc<Ledger>>,
     peers: BTreeMap<NodeId, PeerIntent>,
     complete: bool,
+    /// Generation of the leases that were last handed to the data plane.
+    published: Option<u64>,
 }
 
 impl App {
@@ -91,16 +93,26 @@ impl App {
         if !self.recovered.load(Ordering::Acquire) {
             return;
         }
-        let routes = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut routes = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(ledger) = routes.ledger.clone() else { return };
         let settling = !routes.complete && self.started.elapsed() < SETTLE_AT_MOST;
         // Leases are read under the lock, so that of two publishers the one
         // that saw the newer leases also publishes last.
+        // Read before the leases: at worst they are handed over once too often.
+        routes.published = Some(self.ipam.generation());
         let (own, peers) = (self.own_addresses(), routes.peers.clone());
         let intent = self
             .ipam
             .with_leases(|leases| intent::intent(&ledger, peers, own, leases.values(), settling));
         self.dataplane.set_intent(intent);
+    }
+
+    /// The same, unless somebody has done it since the leases changed.
+    fn publish_leases(&self) {
+        let published = self.routes.lock().unwrap_or_else(PoisonError::into_inner).published;
+        if published != Some(self.ipam.generation()) {
+            self.publish();
+        }
     }
 
     fn condition(&self, reason: &str, condition: Option<Condition>) {

@@ -12,7 +12,7 @@ use crate::ipam_service::intents::write_durably;
 use crate::mesh::net::MeshView;
 
 /// The book of addresses.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct PeerBook {
     path: PathBuf,
     known: BTreeMap<NodeId, Vec<IpAddr>>,
@@ -57,5 +57,13 @@ impl PeerBook {
     /// Writes the book.
     pub(super) fn store(&self) -> io::Result<()> {
         write_durably(&self.path, &self.known)
+    }
+}
+
+#[cfg(test)]
+impl PeerBook {
+    /// A book in memory.
+    pub(super) fn of(known: impl IntoIterator<Item = (NodeId, Vec<IpAddr>)>) -> Self {
+        Self { path: PathBuf::new(), known: known.into_iter().collect() }
     }
 }

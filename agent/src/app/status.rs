@@ -38,8 +38,11 @@ impl App {
         let stand = self.ipam.stand();
         let own = !self.own_addresses().is_empty();
         let data = self.dataplane.status();
+        let joined = self.consensus.ledger().member(self.me).is_some();
         if !own {
-            reasons.push(self.why_not_joined());
+            // A member without an address of its own lacks addresses, not a cluster.
+            let lacks = stand.exhausted.clone().or_else(|| stand.blocked.clone());
+            reasons.push(lacks.filter(|_| joined).unwrap_or_else(|| self.why_not_joined()));
         }
         if !data.in_sync {
             reasons.extend(
@@ -49,7 +52,8 @@ impl App {
                     .or_else(|| Some("the data plane is not set up yet".to_owned())),
             );
         }
-        if stand.free4 == 0
+        if own
+            && stand.free4 == 0
             && stand.free6 == 0
             && let Some(why) = stand.exhausted
         {

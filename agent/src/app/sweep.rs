@@ -199,3 +199,39 @@ impl App {
         self.condition("ForeignLease", condition);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use weft_proto::id::{ClusterId, RequestId};
+    use weft_proto::ledger::{Command, Op};
+
+    #[test]
+    fn what_can_become_of_a_foreign_lease() {
+        let node = |n: u8| NodeId([n; 16]);
+        let mut ledger = Ledger::new();
+        let mut run = |op| {
+            let seq = ledger.head().index + 1;
+            let request = RequestId { node: node(9), session: 1, seq };
+            ledger.apply(seq, Some(&Command { request, at_ms: 1, op })).unwrap();
+            ledger.clone()
+        };
+        let ranges = vec!["10.32.0.0/24".parse().unwrap()];
+        let cluster = ClusterId([7; 16]);
+        run(Op::Found { cluster, ranges: ranges.clone(), quarantine_ms: 60_000 });
+        for n in 1..=3 {
+            let (name, ranges) = (format!("n{n}"), ranges.clone());
+            run(Op::Join { node: node(n), name, ranges, replace: false });
+        }
+        let [a, b] = ["10.32.0.10", "10.32.0.200"].map(|ip| ip.parse::<IpAddr>().unwrap());
+        run(Op::Claim { node: node(1), address: a });
+        let now = run(Op::Claim { node: node(2), address: b });
+        assert_eq!(fate(&now, node(1), a), Fate::Ours);
+        assert_eq!(fate(&now, node(1), b), Fate::Lost("node n2 has it".into()));
+        assert_eq!(fate(&now, node(1), "10.32.0.100".parse().unwrap()), Fate::Claimable);
+        assert!(matches!(fate(&now, node(1), "10.9.0.1".parse().unwrap()), Fate::Lost(_)));
+        let now = run(Op::Evict { node: node(2) });
+        assert!(matches!(fate(&now, node(1), b), Fate::Lost(_)), "it rests for another");
+        assert_eq!(fate(&now, node(2), b), Fate::Claimable, "its own it may have back");
+    }
+}

@@ -18,6 +18,9 @@ const PATIENCE: Duration = Duration::from_secs(4);
 /// Pause between two tries to settle what is open.
 const AGAIN: Duration = Duration::from_secs(2);
 
+/// Why a donor gives nothing that it may have to give in a moment.
+pub(super) const WAITING_HERE: &str = "pods wait for addresses here";
+
 /// What is known of the promises beyond the file.
 #[derive(Debug, Default)]
 struct Desk {
@@ -117,8 +120,10 @@ impl Donations {
     async fn give(&self, to: NodeId, request: Donate) -> Result<DonateReply, String> {
         let (promise, turn) = {
             let mut state = self.service.lock();
-            if state.families[usize::from(request.ipv6)].unanswered() > 0 {
-                return Ok(DonateReply::Nothing { why: "pods wait for addresses here".into() });
+            // What has just come may be more than is waited for here.
+            let waiting = state.families[usize::from(request.ipv6)].unanswered();
+            if waiting > 0 && state.table.free(request.ipv6) <= waiting as u64 {
+                return Ok(DonateReply::Nothing { why: WAITING_HERE.into() });
             }
             let Some(prefix) = state.table.donation(request.ipv6, request.address) else {
                 return Ok(DonateReply::Nothing { why: "none free".into() });

@@ -239,6 +239,11 @@ impl IpamService {
         self.leases_changed.send_replace(state.generation);
     }
 
+    /// Counts changes of leases.
+    pub fn generation(&self) -> u64 {
+        self.lock().generation
+    }
+
     /// Brings the lease table up to the ledger. An older state than one already
     /// followed changes nothing: it would bring back what was given away since.
     pub fn follow(&self, ledger: &Ledger) {

@@ -9,6 +9,7 @@ use weft_proto::id::RequestId;
 use weft_proto::ledger::{Op, Outcome, Refusal};
 use weft_proto::wire::v1;
 
+use super::donate::WAITING_HERE;
 use super::supply::{Donor, Order, Stock, donors, order};
 use super::{IpamService, Registry, Verdict};
 use crate::api::backend::BackendError;
@@ -25,6 +26,10 @@ const AHEAD_PAUSE: Duration = Duration::from_secs(5);
 const AHEAD_PAUSE_MOST: Duration = Duration::from_secs(60);
 /// Pause after a try that could not be committed, while somebody waits.
 const RETRY_PAUSE: Duration = Duration::from_millis(300);
+/// So often is everybody asked while addresses are on the move, with this pause
+/// at first, doubled from time to time.
+const ASK_AGAIN: u32 = 4;
+const ASK_PAUSE: Duration = Duration::from_millis(50);
 /// Without news the stock is looked at this often.
 const LOOK: Duration = Duration::from_secs(2);
 
@@ -149,7 +154,7 @@ impl Supplier {
         };
         let verdict = match self.acquire(ipv6, pending).await {
             Ok(true) => return,
-            Ok(false) => match self.ask_around(ipv6).await {
+            Ok(false) => match self.ask_until_sure(ipv6, pending).await {
                 Ok(()) => return,
                 Err(why) => BackendError::Exhausted(why),
             },
@@ -172,8 +177,47 @@ impl Supplier {
         self.service.changed.notify_waiters();
     }
 
+    /// Asks around until somebody gives or it is plain that nobody can.
+    ///
+    /// One by one, nodes may each truly say that they have nothing while the
+    /// last addresses are on their way between them. So nothing is concluded
+    /// from a round in which the ledger changed or somebody was waiting.
+    async fn ask_until_sure(
+        &self,
+        ipv6: bool,
+        pending: &mut Option<RequestId>,
+    ) -> Result<(), String> {
+        let deadline = Instant::now() + ROUND_PATIENCE;
+        let mut pause = ASK_PAUSE;
+        for _ in 1..ASK_AGAIN {
+            let before = self.registry.ledger().head().index;
+            match self.ask_around(ipv6, deadline).await {
+                Ok(()) => return Ok(()),
+                Err(why) => {
+                    let moved = self.registry.ledger().head().index != before;
+                    if !moved && !why.contains(WAITING_HERE) {
+                        return Err(why);
+                    }
+                }
+            }
+            if self.service.lock().table.free(ipv6) > 0 {
+                return Ok(());
+            }
+            if Instant::now() + pause >= deadline {
+                break;
+            }
+            tokio::time::sleep(pause).await;
+            pause *= 2;
+        }
+        // Blocks may have come back to the ledger meanwhile.
+        if self.acquire(ipv6, pending).await == Ok(true) {
+            return Ok(());
+        }
+        self.ask_around(ipv6, deadline).await
+    }
+
     /// Asks other nodes for some of theirs.
-    async fn ask_around(&self, ipv6: bool) -> Result<(), String> {
+    async fn ask_around(&self, ipv6: bool, deadline: Instant) -> Result<(), String> {
         let view = self.net.view();
         let me = self.net.me();
         let ledger = self.registry.ledger();
@@ -191,7 +235,6 @@ impl Supplier {
             })
             .collect();
         let mut answers = Vec::new();
-        let deadline = Instant::now() + ROUND_PATIENCE;
         for donor in donors(candidates, ASK_AT_MOST) {
             if Instant::now() >= deadline {
                 answers.push("the others were not asked for want of time".to_owned());
