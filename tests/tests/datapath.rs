@@ -78,7 +78,7 @@ fn a_blocked_tunnel_is_named_on_both_sides() -> Result {
         ensure!(node.agent()?.readiness()?.ready, "readiness of n{here} suffered");
     }
     ensure!(data_path(cluster.node(3))?.is_empty(), "n3 sees nothing wrong");
-    let metrics = cluster.node(1).request("GET", "/metrics", b"")?.text().to_owned();
+    let metrics = cluster.node(1).request("GET", "/metrics", b"")?.text().clone();
     ensure!(metrics.contains("weft_overlay_probe_peers{state=\"lost\"} 1"), "{metrics}");
 
     unblock(cluster.node(1))?;

@@ -130,7 +130,11 @@ fn strangers_with_a_valid_handshake_send_garbage() -> Result {
     let cases = [
         ("a web request", b"GET / HTTP/1.1\r\n\r\n".to_vec(), "frame_garbage"),
         ("a head that promises 4 GiB", head(1, u32::MAX), "frame_too_long"),
-        ("4 MiB of what only members may send", [head(40, 4 << 20), body].concat(), "frame_too_long"),
+        (
+            "4 MiB of what only members may send",
+            [head(40, 4 << 20), body].concat(),
+            "frame_too_long",
+        ),
         ("half a head", b"WF\0".to_vec(), "frame_bad"),
         ("a greeting of noise", [head(1, 8), vec![0xff; 8]].concat(), "frame_bad"),
     ];

@@ -18,6 +18,9 @@ use crate::consensus::RecoverError;
 use crate::ipam_service::{IpamService, LeaseFacts, http_key};
 use crate::mesh::net::BoxFuture;
 
+/// How long after a start this node may yet find voters that it takes for lost.
+const MEETING: Duration = Duration::from_secs(15);
+
 /// Frees a lease unless the request that made it got its answer out.
 struct Undo<'a> {
     app: &'a App,
@@ -334,7 +337,15 @@ impl Backend for App {
 
     fn recover(&self) -> BoxFuture<'_, Result<u64, BackendError>> {
         let consensus = self.consensus.clone();
+        let up = self.started.elapsed();
         Box::pin(async move {
+            if let Some(left) = MEETING.checked_sub(up).filter(|left| !left.is_zero()) {
+                return Err(BackendError::Conflict(format!(
+                    "this agent started {}s ago and may not have met all others yet; ask again in {}s",
+                    up.as_secs(),
+                    left.as_secs() + 1
+                )));
+            }
             // A task of its own: a caller that hangs up must not leave it half done.
             let task = tokio::spawn(async move { consensus.recover().await });
             let result = task.await.map_err(|e| BackendError::Internal(e.to_string()))?;

@@ -132,9 +132,7 @@ fn hear(
     let packet = buffer.get(..length.min(buffer.len())).and_then(Packet::decode);
     let mut probing = app.probing.lock().unwrap_or_else(PoisonError::into_inner);
     match packet {
-        Some(Packet::Ask(nonce))
-            if echo.allows(now, from, app.consensus.ledger().ranges()) =>
-        {
+        Some(Packet::Ask(nonce)) if echo.allows(now, from, app.consensus.ledger().ranges()) => {
             match socket.send(&Packet::Answer(nonce).encode(SMALLEST), from) {
                 Ok(()) => probing.answers_given += 1,
                 Err(_) => probing.unsent += 1,
@@ -161,7 +159,7 @@ fn fault_condition(fault: Fault, peers: &[(String, Duration)], mtu: u32) -> Opti
     let names = names.join(", ");
     let (message, hint) = match fault {
         Fault::All => (
-            format!("no packet comes back through the overlay from {names}; the mesh is up"),
+            format!("no probe comes back through the overlay from {names}; the mesh is up"),
             format!(
                 "check that UDP {VXLAN_PORT} (VXLAN_PORT) is open between the nodes in both directions, \
                  and UDP {PROBE_PORT} on the interface weft-vx"

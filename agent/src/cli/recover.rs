@@ -84,7 +84,11 @@ fn explain(status: &Status) -> String {
          - Before {} may return: stop the agent there and empty its STATE_DIR (or `agent cleanup`).",
         clean(&status.node.name),
         consensus.applied,
-        if ahead > 0 { format!("; {ahead} reachable nodes know more and are asked first") } else { String::new() },
+        if ahead > 0 {
+            format!("; {ahead} reachable nodes know more and are asked first")
+        } else {
+            String::new()
+        },
         if lost.is_empty() { "a lost voter".to_owned() } else { names(lost.iter().copied()) },
     );
     let _ = write!(text, "\nNothing was done. To do it: agent recover --yes");
@@ -105,7 +109,8 @@ mod tests {
             voter.alive = false;
         }
         let text = explain(&status);
-        for part in ["unreachable: n2, n3", "reachable:   n1", "STATE_DIR", "--yes", "position 42"] {
+        for part in ["unreachable: n2, n3", "reachable:   n1", "STATE_DIR", "--yes", "position 42"]
+        {
             assert!(text.contains(part), "{part} in {text}");
         }
     }

@@ -305,9 +305,9 @@ fn read(r: &mut Reader<'_>) -> Config {
     let cni_bin_dir = r.get("CNI_BIN_DIR", None, optional_dir);
     let log_format = r.get("LOG_FORMAT", LogFormat::Text, value::log_format);
     let level = r.get("LOG_LEVEL", String::new(), value::log_level);
-    let log_filter =
-        r.get("RUST_LOG", None, |text| value::log_filter(text).map(Some))
-            .unwrap_or_else(|| value::quiet(&level));
+    let log_filter = r
+        .get("RUST_LOG", None, |text| value::log_filter(text).map(Some))
+        .unwrap_or_else(|| value::quiet(&level));
     let quarantine = r.get("QUARANTINE", Duration::ZERO, duration);
     let lease_cooldown = r.get("LEASE_COOLDOWN", Duration::ZERO, duration);
 

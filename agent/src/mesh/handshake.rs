@@ -337,7 +337,8 @@ async fn accept(
     let key = peer_node(&quic).ok_or("peer without a key")?;
     let exporter = exporter(&quic).map_err(|e| e.text())?;
     let (mut send, mut receive) = quic.accept_bi().await.map_err(|e| e.to_string())?;
-    let frame = read_frame_within(&mut receive, FIRST_FRAME).await.map_err(|e| bad_frame(state, &e))?;
+    let frame =
+        read_frame_within(&mut receive, FIRST_FRAME).await.map_err(|e| bad_frame(state, &e))?;
     let peer: Hello = frame.decode().map_err(|e| bad_frame(state, &e.into()))?;
     let verdict = match check(state, Role::Client, &exporter, key, &peer) {
         Err(f) if f.code == Failure::CLONE && lock(&state.dialling).remove(&exporter) => {

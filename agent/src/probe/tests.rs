@@ -35,8 +35,12 @@ struct World {
 
 impl World {
     fn new(peers: u16) -> Self {
-        let mut world =
-            Self { prober: Prober::default(), now: Duration::ZERO, nonce: 0, asked: BTreeMap::new() };
+        let mut world = Self {
+            prober: Prober::default(),
+            now: Duration::ZERO,
+            nonce: 0,
+            asked: BTreeMap::new(),
+        };
         world.set((1..=peers).map(|n| (node(n), peer(n))).collect());
         world
     }
