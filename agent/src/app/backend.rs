@@ -339,7 +339,8 @@ impl Backend for App {
         let consensus = self.consensus.clone();
         let up = self.started.elapsed();
         Box::pin(async move {
-            if let Some(left) = MEETING.checked_sub(up).filter(|left| !left.is_zero()) {
+            let left = MEETING.saturating_sub(up);
+            if !left.is_zero() && !consensus.status().quorum {
                 return Err(BackendError::Conflict(format!(
                     "this agent started {}s ago and may not have met all others yet; ask again in {}s",
                     up.as_secs(),
