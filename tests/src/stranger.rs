@@ -92,14 +92,14 @@ impl Stranger {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let socket = netns.run(|| std::net::UdpSocket::bind("0.0.0.0:0"))??;
-        let _inside = runtime.enter();
+        let inside = runtime.enter();
         let endpoint = quinn::Endpoint::new(
             quinn::EndpointConfig::default(),
             None,
             socket,
             Arc::new(quinn::TokioRuntime),
         )?;
-        drop(_inside);
+        drop(inside);
         Ok(Self { runtime, endpoint, config })
     }
 
@@ -110,6 +110,8 @@ impl Stranger {
 
     /// A connection with a valid TLS handshake.
     pub fn connect(&self, to: SocketAddr) -> Result<quinn::Connection> {
+        // Connections start tasks.
+        let _inside = self.runtime.enter();
         let connecting = self.endpoint.connect_with(self.config.clone(), to, "weft")?;
         Ok(self.within("the handshake", connecting)??)
     }

@@ -18,6 +18,9 @@ use crate::consensus::RecoverError;
 use crate::ipam_service::{IpamService, LeaseFacts, http_key};
 use crate::mesh::net::BoxFuture;
 
+/// How long after a start this node may yet find voters that it takes for lost.
+const MEETING: Duration = Duration::from_secs(15);
+
 /// Frees what a request took unless it got its answer out. What the attachment
 /// had before stays: it may be in use.
 struct Undo<'a> {
@@ -313,7 +316,16 @@ impl Backend for App {
 
     fn recover(&self) -> BoxFuture<'_, Result<u64, BackendError>> {
         let consensus = self.consensus.clone();
+        let up = self.started.elapsed();
         Box::pin(async move {
+            let left = MEETING.saturating_sub(up);
+            if !left.is_zero() && !consensus.status().quorum {
+                return Err(BackendError::Conflict(format!(
+                    "this agent started {}s ago and may not have met all others yet; ask again in {}s",
+                    up.as_secs(),
+                    left.as_secs() + 1
+                )));
+            }
             // A task of its own: a caller that hangs up must not leave it half done.
             let task = tokio::spawn(async move { consensus.recover().await });
             let result = task.await.map_err(|e| BackendError::Internal(e.to_string()))?;

@@ -18,6 +18,12 @@ use crate::probe::{
 };
 
 const TICK: Duration = Duration::from_secs(1);
+/// Packets read in one tick: who floods the port takes no more time than that.
+const PACKETS: u32 = 4096;
+/// Of these, packets that may wait in a socket when a tick begins.
+const WAITING: u32 = 256;
+/// Only the beginning of a packet is looked at; padding is dropped by the kernel.
+const BUFFER: usize = SMALLEST + 4;
 /// Peers named in a condition; the rest is a number.
 const NAMED: usize = 5;
 
@@ -76,20 +82,33 @@ pub(super) async fn run(app: Arc<App>) {
     let (mut v4, mut v6) = (None, None);
     let mut ticks = tokio::time::interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let (mut small, mut large) = ([0; SMALLEST + 4], [0; SMALLEST + 4]);
+    let (mut buffer4, mut buffer6) = ([0; BUFFER], [0; BUFFER]);
     let mut known = (Vec::new(), 0);
     let mut told = BTreeMap::new();
+    let mut left = PACKETS;
     loop {
-        // Answers first: what waits in a socket must not be counted as lost.
         tokio::select! {
-            biased;
-            got = receive(v4.as_ref(), &mut small) => {
-                hear(&app, &mut echo, v4.as_ref(), &small, got);
+            got = receive(v4.as_ref(), &mut buffer4), if left > 0 => {
+                left -= 1;
+                hear(&app, &mut echo, &mut v4, &buffer4, got);
             }
-            got = receive(v6.as_ref(), &mut large) => {
-                hear(&app, &mut echo, v6.as_ref(), &large, got);
+            got = receive(v6.as_ref(), &mut buffer6), if left > 0 => {
+                left -= 1;
+                hear(&app, &mut echo, &mut v6, &buffer6, got);
             }
             _ = ticks.tick() => {
+                // What waits in a socket must not be counted as lost, if this task was late.
+                for (slot, buffer) in [(&mut v4, &mut buffer4), (&mut v6, &mut buffer6)] {
+                    for _ in 0..WAITING {
+                        let Some(socket) = slot.as_ref() else { break };
+                        let got = socket.try_receive(buffer);
+                        if got.as_ref().is_err_and(|e| e.kind() == io::ErrorKind::WouldBlock) {
+                            break;
+                        }
+                        hear(&app, &mut echo, slot, buffer, got);
+                    }
+                }
+                left = PACKETS;
                 let own = app.own_addresses();
                 renew(&mut v4, own.iter().copied().find(IpAddr::is_ipv4));
                 renew(&mut v6, own.iter().copied().find(IpAddr::is_ipv6));
@@ -123,11 +142,19 @@ pub(super) async fn run(app: Arc<App>) {
 fn hear(
     app: &App,
     echo: &mut Echo,
-    socket: Option<&ProbeSocket>,
+    slot: &mut Option<ProbeSocket>,
     buffer: &[u8],
     got: io::Result<(usize, SocketAddr)>,
 ) {
-    let (Some(socket), Ok((length, from))) = (socket, got) else { return };
+    let (length, from) = match got {
+        Ok(got) => got,
+        Err(e) => {
+            tracing::debug!("the socket of probes broke: {e}; opened again at the next tick");
+            *slot = None;
+            return;
+        }
+    };
+    let Some(socket) = slot.as_ref() else { return };
     let now = app.started.elapsed();
     let packet = buffer.get(..length.min(buffer.len())).and_then(Packet::decode);
     let mut probing = app.probing.lock().unwrap_or_else(PoisonError::into_inner);
@@ -159,7 +186,7 @@ fn fault_condition(fault: Fault, peers: &[(String, Duration)], mtu: u32) -> Opti
     let names = names.join(", ");
     let (message, hint) = match fault {
         Fault::All => (
-            format!("no packet comes back through the overlay from {names}; the mesh is up"),
+            format!("no probe comes back through the overlay from {names}; the mesh is up"),
             format!(
                 "check that UDP {VXLAN_PORT} (VXLAN_PORT) is open between the nodes in both directions, \
                  and UDP {PROBE_PORT} on the interface weft-vx"

@@ -57,6 +57,11 @@ impl ProbeSocket {
         self.socket.try_send_to(bytes, to).map(drop)
     }
 
+    /// A packet that is already there.
+    pub fn try_receive(&self, buffer: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
+        self.socket.try_recv_from(buffer)
+    }
+
     /// Waits for a packet.
     pub async fn receive(&self, buffer: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
         self.socket.recv_from(buffer).await
