@@ -76,3 +76,24 @@ fn a_lost_lease_store_is_rebuilt_from_the_kernel() -> Result {
     let more = cluster.add_pods(3)?;
     cluster.assert_unique(&[pods, more].concat())
 }
+
+#[test]
+fn a_living_node_that_was_removed_comes_back_with_its_pods() -> Result {
+    let cluster = Cluster::builder().start()?;
+    let pods = cluster.add_pods(1)?;
+    cluster.assert_reachable(&pods)?;
+    let name = cluster.node(1).status()?.node.name;
+    let path = format!("/v1/peers/{name}?force=true");
+    let answer = cluster.node(2).request("DELETE", &path, b"")?;
+    ensure!(answer.code == 200, "{answer:?}");
+    // Who removed it must hear of it again, and route to what it claimed back.
+    cluster.node(2).wait_log(&["joined again"], Duration::from_secs(30))?;
+    wait_until("the blocks claimed back", Duration::from_secs(30), || {
+        Ok(cluster.node(1).status()?.ipam.blocks.iter().any(|b| b.contains(&pods[0].address())))
+    })?;
+    for pod in &pods[1..] {
+        pods[0].wait_ping(pod.address(), Duration::from_secs(30))?;
+        pod.wait_ping(pods[0].address(), Duration::from_secs(30))?;
+    }
+    Ok(())
+}
