@@ -1,4 +1,12 @@
-//! Writing to the kernel: every [`Op`] as a netlink message.
+//! Writing to the kernel: every [`Op`], most of them in batches.
+//!
+//! Routes to remote blocks name a nexthop object. `ip route flush proto 117`
+//! stops at the first of them with EINVAL: it sends each route back as it was
+//! listed, the object's id together with what the kernel spelled out of the
+//! object, and the kernel takes only one of the two. No attribute of ours
+//! changes that; `net.ipv4.nexthop_compat_mode=0` does, for the whole host and
+//! at the price of an `ip route` that shows bare ids, so it stays as it is.
+//! `ip nexthop flush proto 117` removes the objects and their routes at once.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -6,16 +14,16 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use weft_proto::names::{BRIDGE, RT_PROTOCOL, VNI, VXLAN, vxlan_gateway};
 
-use super::model::{Kind, LinkSpec, Mac, Nexthop, Op, PortFlags, Route, RouteKey, Target, Via};
-use super::netlink::codec::{F_ACK, F_CREATE, F_EXCL, F_REPLACE, Writer};
+use super::model::{Mac, Nexthop, Op, PortFlags, Route, RouteKey, Target, Via};
+use super::netlink::Kernel;
+use super::netlink::codec::{F_ACK, F_CREATE, F_REPLACE, Writer};
+use super::netlink::rtnl::Rtnl;
 use super::netlink::socket::{Refused, Requests};
 use super::sysctl;
 
 const RTM_NEWLINK: u16 = 16;
 pub(crate) const RTM_DELLINK: u16 = 17;
 pub(crate) const RTM_SETLINK: u16 = 19;
-const RTM_NEWADDR: u16 = 20;
-const RTM_DELADDR: u16 = 21;
 const RTM_NEWROUTE: u16 = 24;
 const RTM_DELROUTE: u16 = 25;
 const RTM_NEWNEIGH: u16 = 28;
@@ -57,7 +65,7 @@ pub(crate) type Indexes = BTreeMap<String, u32>;
 /// Applies `ops` in order, in batches; goes on after a failure. `done` hears
 /// of every change that took effect.
 pub(crate) fn apply(
-    route: &mut Requests,
+    kernel: &mut Kernel,
     indexes: &mut Indexes,
     ops: &[Op],
     mut done: impl FnMut(&Op),
@@ -65,23 +73,54 @@ pub(crate) fn apply(
     let mut errors = Vec::new();
     let mut rest = ops;
     while let Some(first) = rest.first() {
-        // What changes the set of devices, or is no netlink message, goes alone.
-        let alone = |op: &Op| matches!(op, Op::AddLink(..) | Op::DelLink(_) | Op::SetSysctl(..));
-        let count = if alone(first) {
-            1
-        } else {
-            rest.iter().take(BATCH).take_while(|op| !alone(op)).count()
-        };
+        if let Some(result) = alone(&kernel.rtnl, indexes, first) {
+            rest = &rest[1..];
+            match result {
+                Err(why) if !is_done_already(first, why.errno) => {
+                    errors.push(OpError { op: first.clone(), why });
+                }
+                _ => done(first),
+            }
+            continue;
+        }
+        let count = rest.iter().take(BATCH).take_while(|op| is_batched(op)).count();
         let (now, later) = rest.split_at(count);
         rest = later;
-        batch(route, indexes, now, &mut done, &mut errors);
-        if let Op::AddLink(name, _) = first
-            && let Ok(index) = nix::net::if_::if_nametoindex(name.as_str())
-        {
-            indexes.insert(name.clone(), index);
-        }
+        batch(&mut kernel.raw, indexes, now, &mut done, &mut errors);
     }
     errors
+}
+
+/// The few that rtnetlink has types for, or that are no netlink messages.
+fn alone(rtnl: &Rtnl, indexes: &mut Indexes, op: &Op) -> Option<Result<(), Refused>> {
+    let index = |name: &str| indexes.get(name).copied().unwrap_or(0);
+    Some(match op {
+        Op::AddLink(name, spec) => {
+            let made = rtnl.add_link(name, spec);
+            if let Ok(index) = nix::net::if_::if_nametoindex(name.as_str()) {
+                indexes.insert(name.clone(), index);
+            }
+            made
+        }
+        Op::SetLink(name, spec) => rtnl.set_link(index(name), spec),
+        Op::DelLink(name) => rtnl.del_link(index(name)),
+        Op::AddAddr(net) => rtnl.add_addr(index(BRIDGE), *net),
+        Op::DelAddr(net) => rtnl.del_addr(index(BRIDGE), *net),
+        Op::SetSysctl(path, value) => sysctl::write(path, value).map_err(Refused::from),
+        _ => return None,
+    })
+}
+
+fn is_batched(op: &Op) -> bool {
+    !matches!(
+        op,
+        Op::AddLink(..)
+            | Op::SetLink(..)
+            | Op::DelLink(_)
+            | Op::AddAddr(_)
+            | Op::DelAddr(_)
+            | Op::SetSysctl(..)
+    )
 }
 
 fn batch(
@@ -91,13 +130,6 @@ fn batch(
     done: &mut impl FnMut(&Op),
     errors: &mut Vec<OpError>,
 ) {
-    if let [op @ Op::SetSysctl(path, value)] = ops {
-        match sysctl::write(path, value) {
-            Ok(()) => done(op),
-            Err(e) => errors.push(OpError { op: op.clone(), why: e.into() }),
-        }
-        return;
-    }
     let mut writer = Writer::default();
     let seqs: Vec<u32> = ops
         .iter()
@@ -145,32 +177,6 @@ fn write_op(w: &mut Writer, seq: u32, op: &Op, indexes: &Indexes) {
     let index = |name: &str| indexes.get(name).copied().unwrap_or(0);
     let set = F_CREATE | F_REPLACE | F_ACK;
     match op {
-        Op::DelLink(name) => w.message(RTM_DELLINK, F_ACK, seq, |w| {
-            link_header(w, index(name), 0, 0);
-        }),
-        Op::AddLink(name, spec) => {
-            w.message(RTM_NEWLINK, F_CREATE | F_EXCL | F_ACK, seq, |w| {
-                link_header(w, 0, 1, 1);
-                w.attr_str(3, name);
-                w.attr(1, &spec.mac);
-                if spec.kind != Kind::Bridge {
-                    w.attr_u32(4, spec.mtu);
-                }
-                w.nest(18, |w| link_kind(w, &spec.kind));
-            });
-            if spec.kind == Kind::Bridge {
-                // Only an MTU set afterwards stays when ports come and go.
-                w.message(RTM_SETLINK, F_ACK, seq, |w| {
-                    link_header(w, 0, 0, 0);
-                    w.attr_str(3, name);
-                    w.attr_u32(4, spec.mtu);
-                });
-            }
-        }
-        Op::SetLink(name, spec) => w.message(RTM_SETLINK, F_ACK, seq, |w| {
-            link_header(w, index(name), 1, 1);
-            link_spec(w, spec);
-        }),
         Op::SetPort(name, flags) => {
             // The kernel ignores port attributes of a device that is not a port yet.
             w.message(RTM_SETLINK, F_ACK, seq, |w| {
@@ -185,10 +191,6 @@ fn write_op(w: &mut Writer, seq: u32, op: &Op, indexes: &Indexes) {
                 });
             });
         }
-        Op::DelAddr(net) => w.message(RTM_DELADDR, F_ACK, seq, |w| addr(w, index(BRIDGE), *net)),
-        Op::AddAddr(net) => w.message(RTM_NEWADDR, F_CREATE | F_ACK, seq, |w| {
-            addr(w, index(BRIDGE), *net);
-        }),
         Op::DelNeigh(dev, ip) => w.message(RTM_DELNEIGH, F_ACK, seq, |w| {
             neigh_header(w, family(*ip), index(dev), NUD_PERMANENT, 0);
             w.attr_ip(1, *ip);
@@ -229,7 +231,8 @@ fn write_op(w: &mut Writer, seq: u32, op: &Op, indexes: &Indexes) {
             route_header(w, *net, 1, SCOPE_LINK);
             w.attr_u32(4, index(BRIDGE));
         }),
-        Op::SetSysctl(..) => {}
+        // Never part of a batch.
+        _ => {}
     }
 }
 
@@ -247,33 +250,6 @@ pub(crate) fn link_header(w: &mut Writer, index: u32, flags: u32, change: u32) {
     w.raw(&change.to_ne_bytes());
 }
 
-fn link_spec(w: &mut Writer, spec: &LinkSpec) {
-    w.attr(1, &spec.mac);
-    w.attr_u32(4, spec.mtu);
-}
-
-fn link_kind(w: &mut Writer, kind: &Kind) {
-    match kind {
-        Kind::Bridge => {
-            w.attr_str(1, "bridge");
-            w.nest(2, |w| {
-                w.attr_u32(5, 0); // no STP
-                w.attr_u8(23, 0); // no multicast snooping: nothing is flooded
-            });
-        }
-        Kind::Vxlan { port, external } => {
-            w.attr_str(1, "vxlan");
-            w.nest(2, |w| {
-                w.attr_u8(7, 0); // no learning
-                w.attr(15, &port.to_be_bytes());
-                w.attr_u8(20, 1); // accept zero checksums over IPv6: that is how peers send
-                w.attr_u8(25, u8::from(*external));
-            });
-        }
-        Kind::Other(_) => {}
-    }
-}
-
 fn port(w: &mut Writer, flags: PortFlags) {
     w.attr_u8(4, u8::from(flags.hairpin));
     w.attr_u8(8, u8::from(flags.learning));
@@ -281,17 +257,6 @@ fn port(w: &mut Writer, flags: PortFlags) {
     w.attr_u8(27, u8::from(flags.mcast_flood));
     w.attr_u8(30, u8::from(flags.bcast_flood));
     w.attr_u8(33, u8::from(flags.isolated));
-}
-
-fn addr(w: &mut Writer, index: u32, net: IpNet) {
-    const NODAD: u32 = 0x02;
-    const NOPREFIXROUTE: u32 = 0x200;
-    let ip = net.addr();
-    w.raw(&[family(ip), net.prefix_len(), 0, SCOPE_UNIVERSE]);
-    w.raw(&index.to_ne_bytes());
-    w.attr_ip(2, ip);
-    w.attr_ip(1, ip);
-    w.attr_u32(8, if ip.is_ipv6() { NOPREFIXROUTE | NODAD } else { NOPREFIXROUTE });
 }
 
 /// `struct ndmsg`.

@@ -4,12 +4,13 @@
 use std::collections::BTreeMap;
 
 use ipnet::IpNet;
-use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
+use netlink_sys::protocols::NETLINK_NETFILTER;
 use weft_proto::names::{BRIDGE, VXLAN, is_host_ifname};
 
 use super::DataplaneError;
 use super::apply::{Indexes, apply};
 use super::model::{Kind, Observed, Op};
+use super::netlink::Kernel;
 use super::netlink::socket::{Refused, Requests};
 use super::nft::transaction;
 use super::{facts, observe, reaper};
@@ -17,9 +18,11 @@ use super::{facts, observe, reaper};
 /// Host routes and addresses that overlap one of `ranges`, each with a
 /// description; our own objects do not count.
 pub fn overlaps(ranges: &[IpNet]) -> Result<Vec<(IpNet, String)>, DataplaneError> {
-    let mut route = Requests::open(NETLINK_ROUTE).map_err(|e| failed("open socket", &e.into()))?;
-    let observed = observe::observe(&mut route).map_err(|e| failed("read routes", &e))?;
-    Ok(facts::overlaps(&observed.host, ranges))
+    let read = || {
+        let mut kernel = open()?;
+        observe::observe(&mut kernel).map_err(|e| failed("read routes", &e))
+    };
+    Ok(facts::overlaps(&aside(read)??.host, ranges))
 }
 
 /// Removes every kernel object of ours: rules, routes, nexthops, pods' host
@@ -29,11 +32,21 @@ pub fn cleanup() -> Result<(), Vec<DataplaneError>> {
     if let Err(e) = remove_rules() {
         errors.push(e);
     }
-    match remove_objects() {
+    match aside(remove_objects).flatten() {
         Ok(more) => errors.extend(more),
         Err(e) => errors.push(e),
     }
     if errors.is_empty() { Ok(()) } else { Err(errors) }
+}
+
+fn open() -> Result<Kernel, DataplaneError> {
+    Kernel::open().map_err(|e| failed("open socket", &e.into()))
+}
+
+/// On a thread that belongs to no async runtime, as the caller's may; a new
+/// thread stays in the network namespace of its maker.
+fn aside<R: Send>(f: impl FnOnce() -> R + Send) -> Result<R, DataplaneError> {
+    std::thread::scope(|scope| scope.spawn(f).join()).map_err(|_| DataplaneError::Stopped)
 }
 
 fn remove_rules() -> Result<(), DataplaneError> {
@@ -46,15 +59,15 @@ fn remove_rules() -> Result<(), DataplaneError> {
 }
 
 fn remove_objects() -> Result<Vec<DataplaneError>, DataplaneError> {
-    let mut route = Requests::open(NETLINK_ROUTE).map_err(|e| failed("open socket", &e.into()))?;
-    let observed = observe::observe(&mut route).map_err(|e| failed("read links", &e))?;
+    let mut kernel = open()?;
+    let observed = observe::observe(&mut kernel).map_err(|e| failed("read links", &e))?;
     let mut errors = Vec::new();
     if let Err(e) = reaper::reap(&pod_links(&observed)) {
         errors.push(failed("delete the pods' host ends", &e));
     }
     let mut indexes: Indexes =
         observed.links.iter().map(|(name, link)| (name.clone(), link.index)).collect();
-    let failures = apply(&mut route, &mut indexes, &removals(&observed), |_| {});
+    let failures = apply(&mut kernel, &mut indexes, &removals(&observed), |_| {});
     errors.extend(failures.into_iter().map(|e| failed(&e.op.to_string(), &e.why)));
     Ok(errors)
 }

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
+use netlink_sys::protocols::NETLINK_NETFILTER;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use weft_proto::api::{Condition, Health};
 use weft_proto::names::{MIN_MTU, VXLAN};
@@ -25,7 +25,9 @@ use super::facts::{Mtu, is_ours, node_facts, underlay};
 use super::handle::{Applied, Command, Shared, WiredPod, lock};
 use super::intent::Intent;
 use super::model::{Observed, Op};
+use super::netlink::Kernel;
 use super::netlink::socket::Requests;
+use super::nft::forward;
 use super::nft::ruleset::{Elements, Ruleset, elements, ruleset};
 use super::nft::transaction::{self, ObservedRules};
 use super::plan::{Plan, plan, plan_pods};
@@ -46,7 +48,7 @@ pub(crate) struct Driver {
     config: DataplaneConfig,
     shared: Arc<Shared>,
     woken: UnixStream,
-    route: Requests,
+    kernel: Kernel,
     nft: Requests,
     route_events: Events,
     nft_events: Events,
@@ -86,7 +88,7 @@ impl Driver {
             route_events: Events::open(Source::Route)
                 .map_err(open("listen to links and routes"))?,
             nft_events: Events::open(Source::Nftables).map_err(open("listen to nftables"))?,
-            route: Requests::open(NETLINK_ROUTE).map_err(open("open a route socket"))?,
+            kernel: Kernel::open().map_err(open("open a route socket"))?,
             nft: Requests::open(NETLINK_NETFILTER).map_err(open("open a netfilter socket"))?,
             config,
             shared,
@@ -135,7 +137,7 @@ impl Driver {
         }
         let mut changed = false;
         if route || nft {
-            let own = [self.route.port(), self.nft.port()];
+            let own = [self.kernel.raw.port(), self.kernel.rtnl.port(), self.nft.port()];
             let devices = self.devices();
             if route {
                 changed |= self.route_events.drain(own, &devices, &self.desired.ranges);
@@ -215,6 +217,10 @@ impl Driver {
                 && old.peers == intent.peers
         });
         let settling = intent.settling;
+        if self.intent.as_ref().is_none_or(|old| old.ranges != intent.ranges) {
+            // What others' rules do to the range is not known yet.
+            self.look_at = Instant::now();
+        }
         self.intent = Some(intent);
         let plan = if only_pods {
             self.want_pods();
@@ -250,8 +256,19 @@ impl Driver {
         }
         let quiet = plan.ops.is_empty() && matches!(repaired, Ok(None));
         self.fights = if quiet { 0 } else { self.fights + 1 };
+        self.watch_forward();
         self.report(quiet);
         repaired.map(|_| ())
+    }
+
+    /// What drops pod traffic behind our back.
+    fn watch_forward(&mut self) {
+        match forward::blockers(&mut self.nft, &self.desired.ranges) {
+            Ok(found) => {
+                self.conditions.insert("forward", forward::conditions(&found));
+            }
+            Err(error) => tracing::debug!(%error, "others' forward chains not read"),
+        }
     }
 
     fn note_repair(&mut self, count: usize, what: String) {
@@ -261,8 +278,8 @@ impl Driver {
     }
 
     fn observe(&mut self) -> Result<(), DataplaneError> {
-        let mut observed =
-            observe::observe(&mut self.route).map_err(|e| failed("read the kernel's state", &e))?;
+        let mut observed = observe::observe(&mut self.kernel)
+            .map_err(|e| failed("read the kernel's state", &e))?;
         let mut paths = vec!["net/ipv4/conf/all/rp_filter".to_owned()];
         if let Some((dev, _)) = underlay(&observed.host, self.config.underlay).first() {
             paths.push(format!("net/ipv6/conf/{dev}/accept_ra"));
@@ -354,7 +371,7 @@ impl Driver {
         let mut indexes: Indexes =
             self.observed.links.iter().map(|(name, link)| (name.clone(), link.index)).collect();
         let observed = &mut self.observed;
-        let failures = apply(&mut self.route, &mut indexes, &plan.ops, |op| observed.apply(op));
+        let failures = apply(&mut self.kernel, &mut indexes, &plan.ops, |op| observed.apply(op));
         for (name, link) in &mut observed.links {
             link.index = indexes.get(name).copied().unwrap_or(link.index);
         }
@@ -414,7 +431,7 @@ impl Driver {
     }
 
     fn wired(&mut self) -> Result<Vec<WiredPod>, DataplaneError> {
-        let links = observe::links(&mut self.route).map_err(|e| failed("read links", &e))?;
+        let links = observe::links(&mut self.kernel.raw).map_err(|e| failed("read links", &e))?;
         let pod = |(host_ifname, link): (String, super::model::Link)| {
             Some(WiredPod { host_ifname, ifindex: link.index, alias: link.alias? })
         };

@@ -51,7 +51,7 @@ impl Events {
     /// Reads all that waits. True if something changed that may concern us;
     /// `own` are the ports of our own request sockets, `devices` the indexes
     /// of our devices and of the underlay, `ranges` the pod network.
-    pub(crate) fn drain(&mut self, own: [u32; 2], devices: &[u32], ranges: &[IpNet]) -> bool {
+    pub(crate) fn drain(&mut self, own: [u32; 3], devices: &[u32], ranges: &[IpNet]) -> bool {
         let mut relevant = false;
         loop {
             self.buf.clear();
@@ -59,11 +59,12 @@ impl Events {
                 Ok(_) => {}
                 Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
                 Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => return relevant,
-                // Some were lost (ENOBUFS): whatever they said, look.
-                Err(_) => {
+                // Some were lost: whatever they said, look.
+                Err(e) if e.raw_os_error() == Some(nix::libc::ENOBUFS) => {
                     relevant = true;
                     continue;
                 }
+                Err(_) => return true,
             }
             relevant |= messages(&self.buf)
                 .filter(|message| message.port == 0 || !own.contains(&message.port))

@@ -117,11 +117,22 @@ impl Dataplane {
             applied: watch::Sender::new(Applied::default()),
             waker,
         });
-        let driver = Driver::new(config, shared.clone(), woken)?;
+        let (tell, told) = std::sync::mpsc::channel();
+        let theirs = shared.clone();
+        let run = move || match Driver::new(config, theirs, woken) {
+            Ok(driver) => {
+                let _ = tell.send(Ok(()));
+                driver.run();
+            }
+            Err(error) => {
+                let _ = tell.send(Err(error));
+            }
+        };
         std::thread::Builder::new()
             .name("dataplane".to_owned())
-            .spawn(move || driver.run())
+            .spawn(run)
             .map_err(io("start the data plane thread"))?;
+        told.recv().map_err(|_| DataplaneError::Stopped)??;
         Ok(DataplaneHandle { owner: Arc::new(Owner { shared }) })
     }
 }

@@ -17,6 +17,7 @@ mod driver;
 mod events;
 pub mod facts;
 pub mod handle;
+mod inet;
 pub mod intent;
 pub mod model;
 mod netlink;

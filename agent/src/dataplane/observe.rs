@@ -1,56 +1,50 @@
-//! Reading the kernel: links, addresses, neighbours, FDB, nexthops, routes.
+//! Reading the kernel: everything at once; links, neighbours, FDB and nexthops
+//! here, addresses and routes in [`inet`](super::inet).
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr};
 
-use ipnet::IpNet;
 use weft_proto::attachment::Alias;
 use weft_proto::names::{BRIDGE, RT_PROTOCOL, VXLAN};
 
-use super::facts::is_ours;
-use super::model::{HostFacts, Kind, Link, Mac, Nexthop, Observed, PortFlags, Route, Target, Via};
+use super::inet;
+use super::model::{Kind, Link, Mac, Nexthop, Observed, PortFlags, Via};
+use super::netlink::Kernel;
 use super::netlink::codec::{attr, attrs, ip, text, u16_at, u32_at};
 use super::netlink::socket::{Refused, Requests};
 
 const RTM_GETLINK: u16 = 18;
-const RTM_GETADDR: u16 = 22;
-const RTM_GETROUTE: u16 = 26;
 const RTM_GETNEIGH: u16 = 30;
 const RTM_GETNEXTHOP: u16 = 106;
 
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 const AF_BRIDGE: u8 = 7;
-const TABLE_MAIN: u32 = 254;
 const NUD_PERMANENT: u16 = 0x80;
 const NUD_NOARP: u16 = 0x40;
-const IFA_F_NOPREFIXROUTE: u32 = 0x200;
-const RTN_UNICAST: u8 = 1;
-const RTN_BLACKHOLE: u8 = 6;
 
 /// Everything of interest, except sysctls.
-pub(crate) fn observe(route: &mut Requests) -> Result<Observed, Refused> {
+pub(crate) fn observe(kernel: &mut Kernel) -> Result<Observed, Refused> {
     // A list that changes while it is read is read again, but not for ever.
     let mut left = 5;
     loop {
-        match observe_once(route) {
+        match observe_once(kernel) {
             Err(e) if e.errno == nix::libc::EAGAIN && left > 0 => left -= 1,
             other => return other,
         }
     }
 }
 
-fn observe_once(route: &mut Requests) -> Result<Observed, Refused> {
-    let links = links(route)?;
+fn observe_once(kernel: &mut Kernel) -> Result<Observed, Refused> {
+    let Kernel { raw, rtnl } = kernel;
+    let links = links(raw)?;
     let names: BTreeMap<u32, &str> =
         links.iter().map(|(name, link)| (link.index, name.as_str())).collect();
     let mut out = Observed::default();
-    addresses(route, &names, &mut out)?;
-    neighbours(route, &names, &links, &mut out)?;
-    nexthops(route, &names, &mut out)?;
-    for family in [AF_INET, AF_INET6] {
-        routes(route, family, &names, &mut out)?;
-    }
+    inet::addresses(rtnl, &names, &mut out)?;
+    neighbours(raw, &names, &links, &mut out)?;
+    nexthops(raw, &names, &mut out)?;
+    inet::routes(rtnl, &names, &mut out)?;
     out.links = links;
     Ok(out)
 }
@@ -124,39 +118,6 @@ fn port_flags(data: &[u8]) -> PortFlags {
         bcast_flood: flag(30),
         hairpin: flag(4),
     }
-}
-
-fn addresses(
-    route: &mut Requests,
-    names: &BTreeMap<u32, &str>,
-    out: &mut Observed,
-) -> Result<(), Refused> {
-    route.dump(
-        RTM_GETADDR,
-        |w| w.raw(&[0; 8]),
-        |_, payload| {
-            let Some((dev, net, flags, scope)) = parse_addr(payload, names) else { return };
-            let global = scope == 0;
-            if dev == BRIDGE && global {
-                out.addrs.insert(net, flags & IFA_F_NOPREFIXROUTE != 0);
-            } else if !is_ours(dev) && scope < 254 {
-                out.host.addrs.push((dev.to_owned(), net, global));
-            }
-        },
-    )
-}
-
-fn parse_addr<'a>(
-    payload: &[u8],
-    names: &BTreeMap<u32, &'a str>,
-) -> Option<(&'a str, IpNet, u32, u8)> {
-    let prefix = *payload.get(1)?;
-    let scope = *payload.get(3)?;
-    let dev = names.get(&u32_at(payload, 4)?)?;
-    let body = payload.get(8..)?;
-    let address = attr(body, 2).or_else(|| attr(body, 1)).and_then(ip)?;
-    let flags = attr(body, 8).and_then(|v| u32_at(v, 0)).unwrap_or_default();
-    Some((dev, IpNet::new(address, prefix).ok()?, flags, scope))
 }
 
 fn neighbours(
@@ -237,113 +198,4 @@ fn parse_nexthop(payload: &[u8], names: &BTreeMap<u32, &str>) -> Option<Nexthop>
         None => Via::Direct { dev: dev.to_owned(), gateway },
     };
     Some(Nexthop { ipv6, via })
-}
-
-fn routes(
-    route: &mut Requests,
-    family: u8,
-    names: &BTreeMap<u32, &str>,
-    out: &mut Observed,
-) -> Result<(), Refused> {
-    let mut header = [0; 12];
-    header[0] = family;
-    let mut host = std::mem::take(&mut out.host);
-    let done = route.dump(
-        RTM_GETROUTE,
-        |w| w.raw(&header),
-        |_, payload| {
-            let Some(found) = RouteSeen::parse(payload) else { return };
-            if found.table != TABLE_MAIN || found.cloned {
-                return;
-            }
-            if found.protocol == RT_PROTOCOL {
-                found.ours(names, out);
-            } else {
-                found.foreign(names, &mut host);
-            }
-        },
-    );
-    out.host = host;
-    done
-}
-
-struct RouteSeen {
-    table: u32,
-    protocol: u8,
-    kind: u8,
-    cloned: bool,
-    dst: IpNet,
-    metric: u32,
-    oif: Option<u32>,
-    gateway: bool,
-    src: Option<IpAddr>,
-    nexthop: Option<u32>,
-}
-
-impl RouteSeen {
-    fn parse(payload: &[u8]) -> Option<Self> {
-        let header = payload.get(..12)?;
-        let any: IpAddr = if header[0] == AF_INET6 {
-            Ipv6Addr::UNSPECIFIED.into()
-        } else {
-            Ipv4Addr::UNSPECIFIED.into()
-        };
-        let mut dst = any;
-        let mut out = Self {
-            table: header[4].into(),
-            protocol: header[5],
-            kind: header[7],
-            cloned: u32_at(header, 8)? & 0x200 != 0,
-            dst: IpNet::from(any),
-            metric: 0,
-            oif: None,
-            gateway: false,
-            src: None,
-            nexthop: None,
-        };
-        for (kind, value) in attrs(payload.get(12..)?) {
-            match kind {
-                1 => dst = ip(value)?,
-                4 => out.oif = u32_at(value, 0),
-                5 | 18 => out.gateway = true,
-                6 => out.metric = u32_at(value, 0)?,
-                7 => out.src = ip(value),
-                15 => out.table = u32_at(value, 0)?,
-                30 => out.nexthop = u32_at(value, 0),
-                _ => {}
-            }
-        }
-        out.dst = IpNet::new(dst, header[1]).ok()?;
-        Some(out)
-    }
-
-    fn ours(&self, names: &BTreeMap<u32, &str>, out: &mut Observed) {
-        let dev = self.oif.and_then(|index| names.get(&index).copied());
-        let plain = self.kind == RTN_UNICAST && self.nexthop.is_none() && !self.gateway;
-        let own_metric = super::desired::metric(&self.dst);
-        if plain && dev == Some(BRIDGE) && self.metric == own_metric {
-            out.pod_routes.insert(self.dst);
-            return;
-        }
-        let to = match (self.kind, self.nexthop) {
-            (RTN_BLACKHOLE, _) => Target::Blackhole,
-            (RTN_UNICAST, Some(id)) => Target::Nexthop(id),
-            _ => Target::Unknown,
-        };
-        out.routes.insert((self.dst, self.metric), Route { to, src: self.src });
-    }
-
-    fn foreign(&self, names: &BTreeMap<u32, &str>, host: &mut HostFacts) {
-        let dev = self.oif.and_then(|index| names.get(&index).copied()).unwrap_or("-");
-        let ipv6 = self.dst.addr().is_ipv6();
-        if self.dst.prefix_len() == 0 {
-            if self.kind == RTN_UNICAST && !is_ours(dev) {
-                host.defaults.push((ipv6, self.metric, dev.to_owned(), self.src));
-            }
-        } else if !is_ours(dev) || self.protocol != 2 {
-            // Routes the kernel itself makes for our devices are ours, in a way.
-            let text = format!("route {} dev {dev} proto {}", self.dst, self.protocol);
-            host.routes.push((self.dst, self.metric, text));
-        }
-    }
 }

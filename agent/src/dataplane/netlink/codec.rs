@@ -10,7 +10,6 @@ pub(crate) const F_REQUEST: u16 = 0x1;
 pub(crate) const F_ACK: u16 = 0x4;
 pub(crate) const F_DUMP: u16 = 0x300;
 pub(crate) const F_REPLACE: u16 = 0x100;
-pub(crate) const F_EXCL: u16 = 0x200;
 pub(crate) const F_CREATE: u16 = 0x400;
 pub(crate) const F_APPEND: u16 = 0x800;
 const F_NESTED: u16 = 0x8000;

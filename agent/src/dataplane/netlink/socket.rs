@@ -24,6 +24,14 @@ pub(crate) struct Refused {
     pub(crate) text: String,
 }
 
+impl Refused {
+    /// A list that changed while it was read.
+    pub(crate) fn interrupted() -> Self {
+        let text = "the list changed while it was read".to_owned();
+        Self { seq: 0, errno: nix::libc::EAGAIN, text }
+    }
+}
+
 impl std::fmt::Display for Refused {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let os = std::io::Error::from_raw_os_error(self.errno);
@@ -116,13 +124,7 @@ impl Requests {
             for message in messages(&self.buf).filter(|m| m.seq == seq) {
                 interrupted |= message.flags & F_DUMP_INTR != 0;
                 match message.kind {
-                    NLMSG_DONE if interrupted => {
-                        return Err(Refused {
-                            seq,
-                            errno: nix::libc::EAGAIN,
-                            text: "the list changed while it was read".to_owned(),
-                        });
-                    }
+                    NLMSG_DONE if interrupted => return Err(Refused::interrupted()),
                     NLMSG_DONE => return Ok(()),
                     NLMSG_ERROR => {
                         return refusal(&message).map_or(Ok(()), Err);

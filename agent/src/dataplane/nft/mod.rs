@@ -5,5 +5,6 @@
 //! so that an attach or a release is a few elements in one transaction.
 
 pub(crate) mod expr;
+pub(crate) mod forward;
 pub mod ruleset;
 pub(crate) mod transaction;

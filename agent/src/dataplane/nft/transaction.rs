@@ -14,9 +14,9 @@ const SUBSYS: u16 = 10 << 8;
 pub(crate) const NEWTABLE: u16 = SUBSYS;
 const DELTABLE: u16 = SUBSYS | 2;
 const NEWCHAIN: u16 = SUBSYS | 3;
-const GETCHAIN: u16 = SUBSYS | 4;
+pub(crate) const GETCHAIN: u16 = SUBSYS | 4;
 const NEWRULE: u16 = SUBSYS | 6;
-const GETRULE: u16 = SUBSYS | 7;
+pub(crate) const GETRULE: u16 = SUBSYS | 7;
 const NEWSET: u16 = SUBSYS | 9;
 const GETSET: u16 = SUBSYS | 10;
 const NEWSETELEM: u16 = SUBSYS | 12;
@@ -37,7 +37,7 @@ pub(crate) struct ObservedRules {
 }
 
 /// `struct nfgenmsg`.
-fn header(w: &mut Writer, family: u8, resource: u16) {
+pub(crate) fn header(w: &mut Writer, family: u8, resource: u16) {
     w.raw(&[family, 0]);
     w.raw(&resource.to_be_bytes());
 }
@@ -265,7 +265,7 @@ fn observe_once(socket: &mut Requests) -> Result<ObservedRules, Refused> {
     Ok(out)
 }
 
-fn gone_is_empty(result: Result<(), Refused>) -> Result<(), Refused> {
+pub(crate) fn gone_is_empty(result: Result<(), Refused>) -> Result<(), Refused> {
     match result {
         Err(e) if e.errno == nix::libc::ENOENT => Ok(()),
         other => other,

@@ -9,7 +9,7 @@ use super::ns::{Ns, block, eventually, pod, settle, wire};
 use crate::dataplane::intent::{Intent, PeerIntent};
 use crate::dataplane::{DataplaneConfig, cleanup, overlaps};
 
-fn intent() -> Intent {
+pub(super) fn intent() -> Intent {
     let peer = |n: u8| {
         let peer = PeerIntent {
             underlay: format!("192.0.2.{n}").parse().unwrap(),
@@ -29,7 +29,7 @@ fn intent() -> Intent {
 }
 
 /// A node with an underlay device of MTU 1500.
-fn node(what: &str) -> Ns {
+pub(super) fn node(what: &str) -> Ns {
     let ns = Ns::new(what);
     ns.sh("ip link add eth0 type veth peer name far && ip link set eth0 up &&
            ip link set far up && ip addr add 192.0.2.1/24 dev eth0 &&

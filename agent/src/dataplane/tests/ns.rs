@@ -114,24 +114,31 @@ pub(super) fn pod(id: &str, address: &str) -> (AttachmentKey, PodIntent) {
 pub(super) fn wire(node: &Ns, pod_ns: &Ns, key: &AttachmentKey, pod: &PodIntent) {
     let alias = Alias { key: key.clone(), addresses: pod.addresses.clone(), pod: None };
     let alias = alias.to_text().unwrap();
-    let (host, ip) = (&pod.host_ifname, pod.addresses[0]);
+    let host = &pod.host_ifname;
     let mac = weft_proto::names::format_mac(pod.mac);
     node.sh(&format!(
         "ip link add {host} type veth peer name eth0 address {mac} netns {ns} &&
          ip link set {host} alias '{alias}' && ip link set {host} master weft up &&
          bridge link set dev {host} isolated on learning off flood off mcast_flood off \
             bcast_flood off hairpin on &&
-         bridge fdb replace {mac} dev {host} master static &&
-         ip neigh replace {ip} lladdr {mac} dev weft nud permanent protocol 117 &&
-         ip route replace {ip}/32 dev weft proto 117 scope link",
+         bridge fdb replace {mac} dev {host} master static",
         ns = pod_ns.name
     ));
     let gateway = node.sh("cat /sys/class/net/weft/address");
-    pod_ns.sh(&format!(
-        "ip addr add {ip}/32 dev eth0 && ip link set eth0 up &&
-         ip route add 169.254.1.1 dev eth0 scope link &&
-         ip neigh add 169.254.1.1 lladdr {gw} dev eth0 nud permanent &&
-         ip route add default via 169.254.1.1 dev eth0",
-        gw = gateway.trim()
-    ));
+    pod_ns.sh("ip link set eth0 up");
+    for ip in &pod.addresses {
+        let (v, len, via) = if ip.is_ipv6() { (6, 128, "fe80::1") } else { (4, 32, "169.254.1.1") };
+        node.sh(&format!(
+            "ip neigh replace {ip} lladdr {mac} dev weft nud permanent protocol 117 &&
+             ip -{v} route replace {ip}/{len} dev weft proto 117 scope link"
+        ));
+        pod_ns.sh(&format!(
+            "ip -{v} addr add {ip}/{len} dev eth0 {nodad} &&
+             ip -{v} route add {via} dev eth0 scope link &&
+             ip neigh add {via} lladdr {gw} dev eth0 nud permanent &&
+             ip -{v} route add default via {via} dev eth0",
+            nodad = if ip.is_ipv6() { "nodad" } else { "" },
+            gw = gateway.trim()
+        ));
+    }
 }
