@@ -239,6 +239,7 @@ fn wire_heads(mesh: &MeshHandle, consensus: &ConsensusHandle) {
 }
 
 /// `agent cleanup`: removes everything of ours from this machine's kernel and host directories.
+#[allow(clippy::needless_pass_by_value, reason = "a hook of the CLI, as `run` is")]
 pub fn cleanup(config: Config) -> Result<Vec<String>> {
     if std::net::TcpStream::connect_timeout(&config.http_addr, Duration::from_millis(300)).is_ok() {
         bail!(
