@@ -338,6 +338,15 @@ impl Backend for App {
 
     fn grow(&self, range: IpNet) -> BoxFuture<'_, Result<(), BackendError>> {
         Box::pin(async move {
+            let checked = tokio::task::spawn_blocking(move || crate::dataplane::overlaps(&[range]));
+            let internal = |why: String| BackendError::Internal(why);
+            let found = checked.await.map_err(|e| internal(e.to_string()))?;
+            if let Some((net, what)) = found.map_err(|e| internal(e.to_string()))?.first() {
+                return Err(BackendError::Conflict(format!(
+                    "{range} overlaps {net} ({what}) on this host; choose a range that is free on \
+                     every node"
+                )));
+            }
             match self.propose(Op::Grow { range }).await? {
                 Outcome::Refused(refusal) => Err(BackendError::Bad(refusal.to_string())),
                 _ => Ok(()),

@@ -1,6 +1,6 @@
 //! From ledger, mesh and leases to what the data plane shall do: pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use weft_ipam::ledger::Ledger;
@@ -11,15 +11,15 @@ use weft_proto::names::pod_mac;
 use super::peers::PeerBook;
 use crate::dataplane::intent::{Intent, PeerIntent, PodIntent};
 
-/// Peers and their blocks. Also tells whether the address of every owner is known.
+/// Peers and their blocks, and the owners whose address is not known.
 pub(super) fn peers(
     ledger: &Ledger,
     book: &PeerBook,
     me: NodeId,
     underlay_is_v6: bool,
-) -> (BTreeMap<NodeId, PeerIntent>, bool) {
+) -> (BTreeMap<NodeId, PeerIntent>, BTreeSet<NodeId>) {
     let mut peers: BTreeMap<NodeId, PeerIntent> = BTreeMap::new();
-    let mut all_known = true;
+    let mut unknown = BTreeSet::new();
     for block in ledger.blocks().filter(|b| b.owner != me) {
         if let Some(peer) = peers.get_mut(&block.owner) {
             peer.blocks.push(block.prefix);
@@ -29,10 +29,12 @@ pub(super) fn peers(
             Some(underlay) => {
                 peers.insert(block.owner, PeerIntent { underlay, blocks: vec![block.prefix] });
             }
-            None => all_known = false,
+            None => {
+                unknown.insert(block.owner);
+            }
         }
     }
-    (peers, all_known)
+    (peers, unknown)
 }
 
 /// The whole intent.
@@ -96,18 +98,18 @@ mod tests {
         let ledger = ledger(&[1, 2, 2, 3]);
         let two: IpAddr = "192.0.2.2".parse().unwrap();
         let book = PeerBook::of([(node(2), vec!["2001:db8::2".parse().unwrap(), two])]);
-        let (found, complete) = peers(&ledger, &book, node(1), false);
-        assert!(!complete, "the address of node 3 is not known");
+        let (found, unknown) = peers(&ledger, &book, node(1), false);
+        assert_eq!(unknown, BTreeSet::from([node(3)]), "the address of node 3 is not known");
         assert_eq!(found.keys().copied().collect::<Vec<_>>(), [node(2)]);
         assert_eq!(found[&node(2)].underlay, two);
         let blocks: Vec<_> = ledger.blocks_of(node(2)).map(|b| b.prefix).collect();
         assert_eq!(found[&node(2)].blocks, blocks);
         // Of the other family only one is known.
-        let (found, complete) = peers(&ledger, &book, node(3), true);
-        assert_eq!((found.len(), complete), (1, false));
+        let (found, unknown) = peers(&ledger, &book, node(3), true);
+        assert_eq!((found.len(), unknown.is_empty()), (1, false));
         // Who owns nothing needs no route.
-        let (found, complete) = peers(&self::ledger(&[1, 2]), &book, node(1), false);
-        assert_eq!((found.len(), complete), (1, true));
+        let (found, unknown) = peers(&self::ledger(&[1, 2]), &book, node(1), false);
+        assert_eq!((found.len(), unknown.is_empty()), (1, true));
     }
 
     #[test]

@@ -67,13 +67,13 @@ pub(super) async fn follow(app: Arc<App>) {
             }
             if stale || app.started.elapsed() < super::SETTLE_AT_MOST + SETTLING {
                 stale = false;
-                let (peers, complete) =
+                let (peers, unknown) =
                     intent::peers(&ledger, &book, app.me, underlay_is_v6(&app.underlay));
                 {
                     let mut routes = app.routes.lock().unwrap_or_else(PoisonError::into_inner);
                     routes.ledger = Some(Arc::clone(&ledger));
                     routes.peers = peers;
-                    routes.complete = complete;
+                    routes.unknown = unknown;
                 }
                 app.publish();
             } else {

@@ -68,7 +68,8 @@ pub(crate) struct App {
 struct Routes {
     ledger: Option<Arc<Ledger>>,
     peers: BTreeMap<NodeId, PeerIntent>,
-    complete: bool,
+    /// Owners of blocks whose underlay address nobody has told yet.
+    unknown: std::collections::BTreeSet<NodeId>,
     /// Generation of the leases that were last handed to the data plane.
     published: Option<u64>,
 }
@@ -95,7 +96,7 @@ impl App {
         }
         let mut routes = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(ledger) = routes.ledger.clone() else { return };
-        let settling = !routes.complete && self.started.elapsed() < SETTLE_AT_MOST;
+        let settling = !routes.unknown.is_empty() && self.started.elapsed() < SETTLE_AT_MOST;
         // Leases are read under the lock, so that of two publishers the one
         // that saw the newer leases also publishes last.
         // Read before the leases: at worst they are handed over once too often.

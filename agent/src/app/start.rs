@@ -251,11 +251,16 @@ pub fn cleanup(config: &Config) -> Result<Vec<String>> {
         );
     }
     let mut removed = cni::uninstall(config);
+    let there = [names::BRIDGE, names::VXLAN]
+        .iter()
+        .any(|device| Path::new("/sys/class/net").join(device).exists());
     if let Err(errors) = dataplane::cleanup() {
         let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
         bail!("not everything could be removed from the kernel: {}", errors.join("; "));
     }
-    removed.push("bridge, VXLAN device, routes, pod interfaces and nftables tables".to_owned());
+    if there {
+        removed.push("bridge, VXLAN device, routes, pod interfaces and nftables tables".to_owned());
+    }
     for dir in [&config.run_dir, &config.state_dir] {
         if dir.join("identity.key").exists() || dir.join(names::TOKEN_FILE).exists() {
             fs::remove_dir_all(dir).with_context(|| format!("cannot remove {}", dir.display()))?;

@@ -18,6 +18,9 @@ use crate::status::count;
 /// How long a refusal stays on the screen after it last happened.
 const REFUSAL_SHOWN: Duration = Duration::from_secs(300);
 
+/// How long after a start the addresses of peers may be missing without a word.
+const ADDRESS_GRACE: Duration = Duration::from_secs(15);
+
 fn condition(health: Health, reason: &str, message: String, hint: &str) -> Condition {
     Condition { health, reason: reason.to_owned(), message, hint: hint.to_owned() }
 }
@@ -168,6 +171,31 @@ impl App {
         }
     }
 
+    /// Owners of blocks that no route can be made for.
+    fn unknown_addresses(&self, ledger: &weft_ipam::ledger::Ledger) -> Option<Condition> {
+        let unknown = {
+            let routes = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
+            routes.unknown.clone()
+        };
+        if unknown.is_empty() || self.started.elapsed() < ADDRESS_GRACE {
+            return None;
+        }
+        let names: Vec<String> = unknown
+            .iter()
+            .map(|node| ledger.member(*node).map_or_else(|| node.short(), |m| m.name.clone()))
+            .collect();
+        Some(condition(
+            Health::Degraded,
+            "PeerAddressUnknown",
+            format!(
+                "no route to the pods of {}: the node's address is not known here",
+                names.join(", ")
+            ),
+            "check that its agent runs and has an address of the same family as this node's; \
+             if it is gone for good: agent rmpeer NAME",
+        ))
+    }
+
     /// Everything an operator should know, worst first.
     fn judge(
         &self,
@@ -234,9 +262,17 @@ impl App {
                     member.name,
                     count(member.blocks, "block")
                 ),
-                &format!("bring it back, or, if it is gone for good: agent rmpeer {}", member.name),
+                &if consensus.quorum {
+                    format!(
+                        "bring it back, or, if it is gone for good: agent rmpeer {}",
+                        member.name
+                    )
+                } else {
+                    "bring it back; nodes can be removed again once there is a quorum".to_owned()
+                },
             ));
         }
+        all.extend(self.unknown_addresses(&ledger));
         if let Some(why) = stand.exhausted.as_ref().filter(|_| stand.free4 == 0 && stand.free6 == 0)
         {
             all.push(condition(

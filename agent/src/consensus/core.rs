@@ -287,9 +287,9 @@ impl Core {
 fn engine_config() -> Result<Config, String> {
     Config {
         cluster_name: "weft".to_owned(),
-        heartbeat_interval: 250,
-        election_timeout_min: 1000,
-        election_timeout_max: 2000,
+        heartbeat_interval: 500,
+        election_timeout_min: 1500,
+        election_timeout_max: 3000,
         install_snapshot_timeout: 5000,
         // At most 64 proposals of 64 KiB stay below the limit of a frame.
         max_payload_entries: 64,
