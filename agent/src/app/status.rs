@@ -12,6 +12,7 @@ use weft_proto::id::NodeId;
 use super::App;
 use super::remove::host_bits;
 use crate::ipam_service::Stand;
+use crate::mesh::Refusal;
 use crate::mesh::net::{MeshView, PeerNet};
 use crate::status::count;
 
@@ -209,91 +210,191 @@ impl App {
         );
         all.extend(self.path_conditions(&self.mesh.view()));
         let ledger = self.consensus.ledger();
-        let joined = ledger.member(self.me).is_some();
-        for refusal in self.mesh.refusals() {
-            let at = refusal.address;
-            // An old refusal of somebody else is history, not a state.
-            if refusal.last.elapsed() > REFUSAL_SHOWN {
-                continue;
-            }
-            all.push(if refusal.by_us {
-                condition(
-                    Health::Degraded,
-                    "PeerRefused",
-                    format!("refused {at} ({} times): {}", refusal.count, refusal.message),
-                    "if it is one of your nodes, make its settings agree with the cluster's",
-                )
-            } else {
-                condition(
-                    if joined { Health::Degraded } else { Health::Broken },
-                    "RefusedByPeer",
-                    format!("{at} refused this node: {}", refusal.message),
-                    "make this node's settings agree with the cluster's, then restart its agent",
-                )
-            });
-        }
-        match &consensus.waiting {
-            Some(why) if !joined => all.push(condition(
-                Health::Broken,
-                "NotJoined",
-                why.clone(),
-                "check that the other nodes run, that UDP 6783 is open between them, and KUBE_PEERS",
-            )),
-            Some(why) => all.push(condition(
-                Health::Degraded,
-                "NoQuorum",
-                why.clone(),
-                "pods start from blocks already owned; bring the missing voters back for new blocks",
-            )),
-            None if !joined => all.push(condition(
-                Health::Broken,
-                "NotJoined",
-                "this node is not a member of the cluster yet".to_owned(),
-                "wait a few seconds; if it stays so, look at the agent's log",
-            )),
-            None => {}
-        }
-        for member in members.iter().filter(|m| m.state == "dead") {
-            all.push(condition(
-                Health::Degraded,
-                "PeerDead",
-                format!(
-                    "node {} does not answer; it owns {}",
-                    member.name,
-                    count(member.blocks, "block")
-                ),
-                &if consensus.quorum {
-                    format!(
-                        "bring it back, or, if it is gone for good: agent rmpeer {}",
-                        member.name
-                    )
-                } else {
-                    "bring it back; nodes can be removed again once there is a quorum".to_owned()
-                },
-            ));
-        }
         all.extend(self.unknown_addresses(&ledger));
-        if let Some(why) = stand.exhausted.as_ref().filter(|_| stand.free4 == 0 && stand.free6 == 0)
-        {
-            all.push(condition(
-                Health::Degraded,
-                "Exhausted",
-                why.clone(),
-                "running pods are not affected; new ones cannot start here",
-            ));
-        } else if !stand.waiting.is_empty() {
-            all.push(condition(
-                Health::Degraded,
-                "AddressWanted",
-                format!(
-                    "requests that wait for an address: {}{}",
-                    stand.waiting.len(),
-                    stand.blocked.as_ref().map(|why| format!(": {why}")).unwrap_or_default()
-                ),
-                "see the conditions about quorum and peers",
-            ));
+        let joined = ledger.member(self.me).is_some();
+        judge(all, joined, &self.mesh.refusals(), consensus, members, stand)
+    }
+}
+
+/// Adds to what the parts say of themselves; worst first.
+fn judge(
+    mut all: Vec<Condition>,
+    joined: bool,
+    refusals: &[Refusal],
+    consensus: &weft_proto::api::ConsensusStatus,
+    members: &[MemberStatus],
+    stand: &Stand,
+) -> Vec<Condition> {
+    for refusal in refusals {
+        let at = refusal.address;
+        // An old refusal of somebody else is history, not a state.
+        if refusal.last.elapsed() > REFUSAL_SHOWN {
+            continue;
         }
-        all.sort_by(|a, b| b.health.cmp(&a.health).then_with(|| a.reason.cmp(&b.reason)));
-        all
+        all.push(if refusal.by_us {
+            condition(
+                Health::Degraded,
+                "PeerRefused",
+                format!("refused {at} ({} times): {}", refusal.count, refusal.message),
+                "if it is one of your nodes, make its settings agree with the cluster's",
+            )
+        } else {
+            condition(
+                if joined { Health::Degraded } else { Health::Broken },
+                "RefusedByPeer",
+                format!("{at} refused this node: {}", refusal.message),
+                "make this node's settings agree with the cluster's, then restart its agent",
+            )
+        });
+    }
+    match &consensus.waiting {
+        Some(why) if !joined => all.push(condition(
+            Health::Broken,
+            "NotJoined",
+            why.clone(),
+            "check that the other nodes run, that UDP 6783 is open between them, and KUBE_PEERS",
+        )),
+        Some(why) => all.push(condition(
+            Health::Degraded,
+            "NoQuorum",
+            why.clone(),
+            "pods start from blocks already owned; bring the missing voters back for new blocks",
+        )),
+        None if !joined => all.push(condition(
+            Health::Broken,
+            "NotJoined",
+            "this node is not a member of the cluster yet".to_owned(),
+            "wait a few seconds; if it stays so, look at the agent's log",
+        )),
+        None => {}
+    }
+    for member in members.iter().filter(|m| m.state == "dead") {
+        all.push(condition(
+            Health::Degraded,
+            "PeerDead",
+            format!(
+                "node {} does not answer; it owns {}",
+                member.name,
+                count(member.blocks, "block")
+            ),
+            &if consensus.quorum {
+                format!("bring it back, or, if it is gone for good: agent rmpeer {}", member.name)
+            } else {
+                "bring it back; nodes can be removed again once there is a quorum".to_owned()
+            },
+        ));
+    }
+    if let Some(why) = stand.exhausted.as_ref().filter(|_| stand.free4 == 0 && stand.free6 == 0) {
+        all.push(condition(
+            Health::Degraded,
+            "Exhausted",
+            why.clone(),
+            "running pods are not affected; new ones cannot start here",
+        ));
+    } else if !stand.waiting.is_empty() {
+        all.push(condition(
+            Health::Degraded,
+            "AddressWanted",
+            format!(
+                "requests that wait for an address: {}{}",
+                stand.waiting.len(),
+                stand.blocked.as_ref().map(|why| format!(": {why}")).unwrap_or_default()
+            ),
+            "see the conditions about quorum and peers",
+        ));
+    }
+    all.sort_by(|a, b| b.health.cmp(&a.health).then_with(|| a.reason.cmp(&b.reason)));
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Instant;
+
+    fn refusal(by_us: bool) -> Refusal {
+        Refusal {
+            address: "192.0.2.9:6783".parse().unwrap(),
+            by_us,
+            code: 1,
+            reason: "range",
+            message: "IPALLOC_RANGE differs".into(),
+            count: 2,
+            last: Instant::now(),
+        }
+    }
+
+    fn reasons(all: &[Condition]) -> Vec<(Health, &str)> {
+        all.iter().map(|c| (c.health, c.reason.as_str())).collect()
+    }
+
+    #[test]
+    fn a_quiet_member_is_well() {
+        assert!(judge(vec![], true, &[], &quorum(None), &[], &Stand::default()).is_empty());
+    }
+
+    fn quorum(waiting: Option<&String>) -> weft_proto::api::ConsensusStatus {
+        weft_proto::api::ConsensusStatus {
+            quorum: waiting.is_none(),
+            waiting: waiting.cloned(),
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn outside_everything_is_worse() {
+        let why = "no voter is reachable".to_owned();
+        let refusals = [refusal(false), refusal(true)];
+        let inside = judge(vec![], true, &refusals, &quorum(Some(&why)), &[], &Stand::default());
+        let degraded = Health::Degraded;
+        assert_eq!(
+            reasons(&inside),
+            [(degraded, "NoQuorum"), (degraded, "PeerRefused"), (degraded, "RefusedByPeer")]
+        );
+        let outside = judge(vec![], false, &refusals, &quorum(Some(&why)), &[], &Stand::default());
+        assert_eq!(
+            reasons(&outside),
+            [
+                (Health::Broken, "NotJoined"),
+                (Health::Broken, "RefusedByPeer"),
+                (degraded, "PeerRefused")
+            ]
+        );
+        let joining = judge(vec![], false, &[], &quorum(None), &[], &Stand::default());
+        assert_eq!(reasons(&joining), [(Health::Broken, "NotJoined")]);
+    }
+
+    #[test]
+    fn dead_peers_and_lack_of_addresses() {
+        let member = |name: &str, state: &str| MemberStatus {
+            id: "00".repeat(16),
+            name: name.into(),
+            state: state.into(),
+            underlay: vec![],
+            overlay: vec![],
+            blocks: 3,
+            leases: 0,
+            version: String::new(),
+            ledger_index: 0,
+        };
+        let members = [member("n1", "alive"), member("n2", "dead"), member("n3", "suspect")];
+        let used_up = Stand { exhausted: Some("no address is left".into()), ..Stand::default() };
+        let all = judge(vec![], true, &[], &quorum(None), &members, &used_up);
+        assert_eq!(
+            reasons(&all),
+            [(Health::Degraded, "Exhausted"), (Health::Degraded, "PeerDead")]
+        );
+        assert!(all[1].hint.contains("rmpeer n2"));
+        // With addresses free again the verdict is history.
+        let free = Stand { free4: 1, ..used_up.clone() };
+        assert!(judge(vec![], true, &[], &quorum(None), &[], &free).is_empty());
+        let waits = Stand {
+            waiting: vec!["a/eth0".into()],
+            blocked: Some("no quorum".into()),
+            ..Stand::default()
+        };
+        let all = judge(vec![], true, &[], &quorum(None), &[], &waits);
+        assert_eq!(reasons(&all), [(Health::Degraded, "AddressWanted")]);
+        assert!(all[0].message.contains("no quorum"));
     }
 }
