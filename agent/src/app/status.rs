@@ -367,6 +367,8 @@ mod tests {
     #[test]
     fn dead_peers_and_lack_of_addresses() {
         let member = |name: &str, state: &str| MemberStatus {
+            overlay_rtt_us: None,
+            overlay_ok: None,
             id: "00".repeat(16),
             name: name.into(),
             state: state.into(),
