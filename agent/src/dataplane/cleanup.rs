@@ -20,9 +20,9 @@ use super::{facts, observe, reaper};
 pub fn overlaps(ranges: &[IpNet]) -> Result<Vec<(IpNet, String)>, DataplaneError> {
     let read = || {
         let mut kernel = open()?;
-        observe::observe(&mut kernel).map_err(|e| failed("read routes", &e))
+        observe::host(&mut kernel).map_err(|e| failed("read routes", &e))
     };
-    Ok(facts::overlaps(&aside(read)??.host, ranges))
+    Ok(facts::overlaps(&aside(read)??, ranges))
 }
 
 /// Removes every kernel object of ours: rules, routes, nexthops, pods' host

@@ -31,7 +31,7 @@ use super::nft::forward;
 use super::nft::ruleset::{Elements, Ruleset, elements, ruleset};
 use super::nft::transaction::{self, ObservedRules};
 use super::plan::{Plan, plan, plan_pods};
-use super::{DataplaneConfig, DataplaneError, observe, reaper, sysctl};
+use super::{DataplaneConfig, DataplaneError, legacy, observe, reaper, sysctl};
 
 /// Events are gathered this long.
 const GATHER: Duration = Duration::from_millis(20);
@@ -265,7 +265,11 @@ impl Driver {
     fn watch_forward(&mut self) {
         match forward::blockers(&mut self.nft, &self.desired.ranges) {
             Ok(found) => {
-                self.conditions.insert("forward", forward::conditions(&found));
+                let mut all = forward::conditions(&found);
+                if self.desired.ranges.iter().any(|range| range.addr().is_ipv4()) {
+                    all.extend(legacy::conditions());
+                }
+                self.conditions.insert("forward", all);
             }
             Err(error) => tracing::debug!(%error, "others' forward chains not read"),
         }

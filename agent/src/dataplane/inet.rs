@@ -1,4 +1,4 @@
-//! Addresses and routes, ours and the host's, read through rtnetlink.
+//! Addresses and routes, ours and the host's.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -13,9 +13,11 @@ use weft_proto::names::{BRIDGE, RT_PROTOCOL};
 
 use super::facts::is_ours;
 use super::model::{HostFacts, Observed, Route, Target};
+use super::netlink::codec::{Writer, attrs, ip, u32_at};
 use super::netlink::rtnl::Rtnl;
-use super::netlink::socket::Refused;
+use super::netlink::socket::{Refused, Requests};
 
+const RTM_GETROUTE: u16 = 26;
 const TABLE_MAIN: u32 = 254;
 const SCOPE_HOST: u8 = 254;
 
@@ -55,21 +57,37 @@ fn parse_addr<'a>(message: &AddressMessage, names: &Names<'a>) -> Option<(&'a st
     Some((dev, IpNet::new(address?, message.header.prefix_len).ok()?, plain))
 }
 
-/// Routes of the main table: ours, and what the host's say about it.
+/// What the host's addresses and routes say, without anything of ours.
+pub(crate) fn host(rtnl: &mut Rtnl, names: &Names<'_>) -> Result<HostFacts, Refused> {
+    let mut out = Observed::default();
+    addresses(rtnl, names, &mut out)?;
+    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+        let found = rtnl.routes(family)?;
+        for route in found.iter().filter_map(RouteSeen::from_message) {
+            if route.protocol != RT_PROTOCOL {
+                route.foreign(names, &mut out.host);
+            }
+        }
+    }
+    Ok(out.host)
+}
+
+/// Routes of the main table: ours, and what the host's say about it. Read
+/// attribute by attribute: this comes with every look, and of 5,000 routes
+/// typed messages take 10 ms where this takes 3.
 pub(crate) fn routes(
-    rtnl: &mut Rtnl,
+    raw: &mut Requests,
     names: &Names<'_>,
     out: &mut Observed,
 ) -> Result<(), Refused> {
     for family in [AddressFamily::Inet, AddressFamily::Inet6] {
-        for message in rtnl.routes(family)? {
-            let Some(found) = RouteSeen::parse(&message) else { continue };
-            if found.protocol == RT_PROTOCOL {
-                found.ours(names, out);
-            } else {
-                found.foreign(names, &mut out.host);
-            }
-        }
+        let header = [family.into(), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        let body = |w: &mut Writer| w.raw(&header);
+        raw.dump(RTM_GETROUTE, body, |_, payload| match RouteSeen::from_bytes(payload) {
+            Some(found) if found.protocol == RT_PROTOCOL => found.ours(names, out),
+            Some(found) => found.foreign(names, &mut out.host),
+            None => {}
+        })?;
     }
     Ok(())
 }
@@ -86,31 +104,35 @@ struct RouteSeen {
 }
 
 impl RouteSeen {
-    /// `None` for other tables and for cached routes.
-    fn parse(message: &RouteMessage) -> Option<Self> {
-        let header = &message.header;
-        let mut table = u32::from(header.table);
-        let mut dst: IpAddr = match header.address_family {
-            AddressFamily::Inet6 => Ipv6Addr::UNSPECIFIED.into(),
-            _ => Ipv4Addr::UNSPECIFIED.into(),
-        };
-        let mut out = Self {
-            protocol: header.protocol.into(),
-            kind: header.kind,
-            dst: IpNet::from(dst),
+    fn new(ipv6: bool, protocol: u8, kind: RouteType) -> Self {
+        let any: IpAddr =
+            if ipv6 { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
+        Self {
+            protocol,
+            kind,
+            dst: IpNet::from(any),
             metric: 0,
             oif: None,
             gateway: false,
             src: None,
             nexthop: None,
-        };
+        }
+    }
+
+    /// `None` for other tables and for cached routes.
+    fn from_message(message: &RouteMessage) -> Option<Self> {
+        let header = &message.header;
+        let ipv6 = header.address_family == AddressFamily::Inet6;
+        let mut out = Self::new(ipv6, header.protocol.into(), header.kind);
+        let mut dst = out.dst.addr();
+        let mut table = u32::from(header.table);
         for attribute in &message.attributes {
             match attribute {
-                RouteAttribute::Destination(to) => dst = ip(to)?,
+                RouteAttribute::Destination(to) => dst = address(to)?,
                 RouteAttribute::Oif(index) => out.oif = Some(*index),
                 RouteAttribute::Gateway(_) | RouteAttribute::Via(_) => out.gateway = true,
                 RouteAttribute::Priority(metric) => out.metric = *metric,
-                RouteAttribute::PrefSource(src) => out.src = ip(src),
+                RouteAttribute::PrefSource(src) => out.src = address(src),
                 RouteAttribute::Table(number) => table = *number,
                 RouteAttribute::NhId(id) => out.nexthop = Some(*id),
                 _ => {}
@@ -118,6 +140,30 @@ impl RouteSeen {
         }
         out.dst = IpNet::new(dst, header.destination_prefix_length).ok()?;
         (table == TABLE_MAIN && !header.flags.contains(RouteFlags::Cloned)).then_some(out)
+    }
+
+    /// The same from the message's bytes.
+    fn from_bytes(payload: &[u8]) -> Option<Self> {
+        let header = payload.get(..12)?;
+        let ipv6 = header[0] == u8::from(AddressFamily::Inet6);
+        let mut out = Self::new(ipv6, header[5], header[7].into());
+        let mut dst = out.dst.addr();
+        let mut table = u32::from(header[4]);
+        let cloned = u32_at(header, 8)? & RouteFlags::Cloned.bits() != 0;
+        for (kind, value) in attrs(payload.get(12..)?) {
+            match kind {
+                1 => dst = ip(value)?,
+                4 => out.oif = u32_at(value, 0),
+                5 | 18 => out.gateway = true,
+                6 => out.metric = u32_at(value, 0)?,
+                7 => out.src = ip(value),
+                15 => table = u32_at(value, 0)?,
+                30 => out.nexthop = u32_at(value, 0),
+                _ => {}
+            }
+        }
+        out.dst = IpNet::new(dst, header[1]).ok()?;
+        (table == TABLE_MAIN && !cloned).then_some(out)
     }
 
     fn ours(&self, names: &Names<'_>, out: &mut Observed) {
@@ -151,8 +197,8 @@ impl RouteSeen {
     }
 }
 
-fn ip(address: &RouteAddress) -> Option<IpAddr> {
-    match address {
+fn address(from: &RouteAddress) -> Option<IpAddr> {
+    match from {
         RouteAddress::Inet(v4) => Some((*v4).into()),
         RouteAddress::Inet6(v6) => Some((*v6).into()),
         _ => None,

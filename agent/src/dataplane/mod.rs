@@ -18,6 +18,7 @@ mod events;
 pub mod facts;
 pub mod handle;
 mod inet;
+mod legacy;
 pub mod intent;
 pub mod model;
 mod netlink;

@@ -8,7 +8,7 @@ use weft_proto::attachment::Alias;
 use weft_proto::names::{BRIDGE, RT_PROTOCOL, VXLAN};
 
 use super::inet;
-use super::model::{Kind, Link, Mac, Nexthop, Observed, PortFlags, Via};
+use super::model::{HostFacts, Kind, Link, Mac, Nexthop, Observed, PortFlags, Via};
 use super::netlink::Kernel;
 use super::netlink::codec::{attr, attrs, ip, text, u16_at, u32_at};
 use super::netlink::socket::{Refused, Requests};
@@ -25,28 +25,43 @@ const NUD_NOARP: u16 = 0x40;
 
 /// Everything of interest, except sysctls.
 pub(crate) fn observe(kernel: &mut Kernel) -> Result<Observed, Refused> {
-    // A list that changes while it is read is read again, but not for ever.
-    let mut left = 5;
-    loop {
-        match observe_once(kernel) {
-            Err(e) if e.errno == nix::libc::EAGAIN && left > 0 => left -= 1,
-            other => return other,
-        }
-    }
+    retried(|| observe_once(kernel))
 }
 
 fn observe_once(kernel: &mut Kernel) -> Result<Observed, Refused> {
     let Kernel { raw, rtnl } = kernel;
     let links = links(raw)?;
-    let names: BTreeMap<u32, &str> =
-        links.iter().map(|(name, link)| (link.index, name.as_str())).collect();
+    let names = names(&links);
     let mut out = Observed::default();
     inet::addresses(rtnl, &names, &mut out)?;
     neighbours(raw, &names, &links, &mut out)?;
     nexthops(raw, &names, &mut out)?;
-    inet::routes(rtnl, &names, &mut out)?;
+    inet::routes(raw, &names, &mut out)?;
     out.links = links;
     Ok(out)
+}
+
+/// What the host says apart from anything of ours.
+pub(crate) fn host(kernel: &mut Kernel) -> Result<HostFacts, Refused> {
+    retried(|| {
+        let links = links(&mut kernel.raw)?;
+        inet::host(&mut kernel.rtnl, &names(&links))
+    })
+}
+
+fn names(links: &BTreeMap<String, Link>) -> BTreeMap<u32, &str> {
+    links.iter().map(|(name, link)| (link.index, name.as_str())).collect()
+}
+
+/// A list that changes while it is read is read again, but not for ever.
+fn retried<T>(mut read: impl FnMut() -> Result<T, Refused>) -> Result<T, Refused> {
+    let mut left = 5;
+    loop {
+        match read() {
+            Err(e) if e.errno == nix::libc::EAGAIN && left > 0 => left -= 1,
+            other => return other,
+        }
+    }
 }
 
 /// All links by name.

@@ -5,8 +5,9 @@
 //!
 //! What stays with the codec next door, and why:
 //! - nexthop objects and the tunnels in them: rtnetlink has no type for them;
-//! - thousands of routes, neighbours and FDB entries written as batches, one
-//!   system call for 256 of them with an answer to each;
+//! - thousands of routes, neighbours and FDB entries: written in batches, one
+//!   system call for 256 of them with an answer to each; read with every look
+//!   at the kernel, where typed messages cost three to four times as much;
 //! - nftables: another protocol;
 //! - the list of devices and of neighbours: a message that the typed decoder
 //!   does not understand is left out, and a device that is left out would be

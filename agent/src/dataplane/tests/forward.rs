@@ -81,3 +81,23 @@ fn harmless_chains_are_not_mentioned() {
     eventually("quiet", || handle.status().in_sync);
     assert_eq!(handle.conditions(), Vec::new());
 }
+
+#[test]
+fn a_drop_of_iptables_legacy_is_told() {
+    let ns = node("fwd");
+    if !ns.try_sh("iptables-legacy -S").0 {
+        eprintln!("NOT TESTED: no iptables-legacy here, or not in this kernel");
+        return;
+    }
+    let handle = start(&ns);
+    look(&ns);
+    eventually("quiet", || handle.status().in_sync);
+    assert_eq!(told(&handle), Vec::<String>::new(), "its tables are there, and accept");
+    ns.sh("iptables-legacy -A FORWARD -i docker0 -j ACCEPT && iptables-legacy -P FORWARD DROP");
+    look(&ns);
+    eventually("told", || told(&handle).len() == 1);
+    let text = told(&handle).remove(0);
+    ns.sh(text.lines().nth(1).unwrap());
+    look(&ns);
+    eventually("remedied", || told(&handle).is_empty());
+}

@@ -276,6 +276,9 @@ fn scale() {
     settle(&handle, &intent);
     println!("5000 peers: {:?}, errors {:?}", start.elapsed(), handle.status().errors);
     eventually("quiet", || handle.status().in_sync);
+    let start = std::time::Instant::now();
+    assert_eq!(ns.run(|| overlaps(&["192.0.2.1/32".parse().unwrap()]).unwrap()).len(), 2);
+    println!("overlaps with 5000 routes: {:?}", start.elapsed());
     let mut times = Vec::new();
     for n in 0..250 {
         let (key, pod) = pod(&format!("c{n}"), &format!("10.32.{}.{}", n / 200, 2 + n % 200));
