@@ -4,8 +4,10 @@
 //! bad luck do, and waits for conditions. Everything is uniquely named and
 //! removed on drop; what a killed test leaves, the next one removes.
 
+pub mod audit;
 pub mod binaries;
 pub mod cluster;
+pub mod dice;
 pub mod node;
 pub mod pinger;
 pub mod pod;

@@ -1,6 +1,7 @@
 //! One node of a cluster, and what can be done to it.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -26,7 +27,7 @@ pub struct Node {
     shim: PathBuf,
     spec: AgentSpec,
     agent: Option<Agent>,
-    pods: AtomicUsize,
+    pods: Arc<AtomicUsize>,
 }
 
 impl Node {
@@ -37,7 +38,21 @@ impl Node {
         shim: PathBuf,
         spec: AgentSpec,
     ) -> Self {
-        Self { plan, lab, underlay, shim, spec, agent: None, pods: AtomicUsize::new(0) }
+        Self { plan, lab, underlay, shim, spec, agent: None, pods: Arc::default() }
+    }
+
+    /// The node without its agent: pods can be attached while somebody else
+    /// holds the node and kills the agent.
+    pub fn view(&self) -> Self {
+        Self {
+            plan: self.plan.clone(),
+            lab: self.lab.clone(),
+            underlay: self.underlay.clone(),
+            shim: self.shim.clone(),
+            spec: self.spec.clone(),
+            agent: None,
+            pods: Arc::clone(&self.pods),
+        }
     }
 
     /// Its namespace.

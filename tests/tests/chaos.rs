@@ -1,0 +1,204 @@
+//! The same attachment again and again, agents that die at bad moments, full
+//! disks, spoiled files: nothing leaks, nothing is given out twice.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, anyhow, bail, ensure};
+use weft_agent::lab::netns::Netns;
+use weft_agent::lab::topology::PodPlan;
+use weft_tests::dice::Dice;
+use weft_tests::{Cluster, Node, Pod, Result, audit, wait_until};
+
+fn join<T: Send>(work: Vec<impl FnOnce() -> Result<T> + Send>) -> Result<Vec<T>> {
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = work.into_iter().map(|work| scope.spawn(work)).collect();
+        workers.into_iter().map(|w| w.join().map_err(|_| anyhow!("a worker panicked"))?).collect()
+    })
+}
+
+/// One sandbox, attached and detached in the orders a runtime may use.
+fn same_key(node: &Node, plan: &PodPlan, dice: &mut Dice, rounds: usize) -> Result<Option<Pod>> {
+    let shim = node.shim();
+    let mut attached: Option<Pod> = None;
+    for _ in 0..rounds {
+        let (verbs, again) = match dice.below(5) {
+            0 => (["DEL", "ADD"].as_slice(), 0),
+            1 => (["DEL", "DEL", "ADD"].as_slice(), 0),
+            2 => (["ADD", "ADD"].as_slice(), 1),
+            3 => (["DEL", "ADD", "DEL", "ADD", "DEL", "ADD"].as_slice(), 0),
+            _ => (["DEL"].as_slice(), 0),
+        };
+        for verb in verbs {
+            let what = format!("{verb} of {} (round of {verbs:?}, {again})", plan.name);
+            match *verb {
+                "ADD" => {
+                    let pod = Pod::attach(shim.clone(), plan.clone()).context(what)?;
+                    if let Some(before) = &attached {
+                        ensure!(before.address() == pod.address(), "ADD again is the same ADD");
+                    }
+                    attached = Some(pod);
+                }
+                _ => {
+                    shim.pod("DEL", plan)?.ok(&what)?;
+                    attached = None;
+                }
+            }
+        }
+        if dice.below(3) == 0 {
+            // The released device of the last round goes about now.
+            std::thread::sleep(Duration::from_millis(dice.below(120) as u64));
+        }
+    }
+    Ok(attached)
+}
+
+#[test]
+fn the_same_key_again_and_again_leaks_nothing() -> Result {
+    let mut dice = Dice::new("the_same_key_again");
+    let cluster = Cluster::builder().nodes(2).start()?;
+    let node = cluster.node(1);
+    let far = cluster.node(2).add_pod()?;
+    let plan = node.sandbox()?;
+    for _ in 0..60 {
+        let pod = Pod::attach(node.shim(), plan.clone())?;
+        node.shim().pod("DEL", &plan)?.ok("DEL")?;
+        drop(pod);
+    }
+    let pod = Pod::attach(node.shim(), plan)?;
+    audit::wait_exactly(node, &[&pod])?;
+    pod.wait_ping(far.address(), Duration::from_secs(5))?;
+    pod.detach()?;
+
+    let plans: Vec<_> = (0..12).map(|_| node.sandbox()).collect::<Result<_>>()?;
+    let work: Vec<_> = plans
+        .iter()
+        .map(|plan| {
+            let mut dice = dice.split();
+            move || same_key(node, plan, &mut dice, 8)
+        })
+        .collect();
+    let pods: Vec<_> = join(work)?.into_iter().flatten().collect();
+    audit::wait_exactly(node, &pods.iter().collect::<Vec<_>>())?;
+    for pod in &pods {
+        far.wait_ping(pod.address(), Duration::from_secs(5))
+            .with_context(|| format!("of {pods:?}"))?;
+    }
+    // No device of a living pod was doomed by its predecessor.
+    std::thread::sleep(Duration::from_millis(300));
+    audit::exactly(node, &pods.iter().collect::<Vec<_>>())
+}
+
+/// Pods come and go on a node until told to stop. What fails is undone as a
+/// runtime would: DEL, and once more while that fails.
+fn churn(node: &Node, stop: &AtomicBool, dice: &mut Dice) -> Result<Vec<Pod>> {
+    let mut pods: Vec<Pod> = Vec::new();
+    let detach = |plan: &PodPlan| -> Result {
+        node.shim().pod("DEL", plan)?.ok(&format!("DEL of {}", plan.name))?;
+        Netns::named(&plan.netns).delete()
+    };
+    while !stop.load(Ordering::Relaxed) {
+        if pods.len() > 6 || (!pods.is_empty() && dice.below(2) == 0) {
+            let gone = pods.swap_remove(dice.below(pods.len()));
+            detach(&gone.plan)?;
+            continue;
+        }
+        let plan = node.sandbox()?;
+        match Pod::attach(node.shim(), plan.clone()) {
+            Ok(pod) => pods.push(pod),
+            Err(_) => detach(&plan)?,
+        }
+    }
+    Ok(pods)
+}
+
+/// After all that: every pod has one address of its own and all that belongs to it.
+fn whole(cluster: &mut Cluster, pods: &[Vec<Pod>]) -> Result {
+    cluster.wait_ready()?;
+    cluster.wait_one_ledger()?;
+    for (node, pods) in cluster.nodes().iter().zip(pods) {
+        audit::wait_exactly(node, &pods.iter().collect::<Vec<_>>())?;
+    }
+    cluster.assert_unique(&pods.concat())?;
+    for node in cluster.nodes() {
+        let log = node.log();
+        if let Some(line) = log.lines().find(|line| line.contains("panicked")) {
+            bail!("{} panicked: {line}", node.plan.name);
+        }
+    }
+    // One of each node to all of the others.
+    let first: Vec<_> = pods.iter().filter_map(|pods| pods.first()).collect();
+    for from in first {
+        for to in pods.iter().flatten() {
+            if from.address() != to.address() {
+                from.wait_ping(to.address(), Duration::from_secs(10))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Runs `havoc` on the agents while pods come and go on all nodes.
+fn under_churn(
+    cluster: &mut Cluster,
+    dice: &mut Dice,
+    havoc: impl FnOnce(&mut Cluster, &mut Dice) -> Result,
+) -> Result {
+    // A second view of the nodes for the churning threads: names only.
+    let views: Vec<_> = cluster.nodes().iter().map(Node::view).collect();
+    let stop = AtomicBool::new(false);
+    let pods = std::thread::scope(|scope| {
+        let workers: Vec<_> = views
+            .iter()
+            .map(|node| {
+                let (mut dice, stop) = (dice.split(), &stop);
+                scope.spawn(move || churn(node, stop, &mut dice))
+            })
+            .collect();
+        let done = havoc(cluster, dice);
+        stop.store(true, Ordering::Relaxed);
+        let pods: Result<Vec<_>> = workers
+            .into_iter()
+            .map(|w| w.join().map_err(|_| anyhow!("a worker panicked"))?)
+            .collect();
+        done.and(pods)
+    })?;
+    whole(cluster, &pods)
+}
+
+#[test]
+fn kill_9_at_random_moments_under_churn() -> Result {
+    let mut dice = Dice::new("kill_9");
+    let mut cluster = Cluster::builder().start()?;
+    under_churn(&mut cluster, &mut dice, |cluster, dice| {
+        for _ in 0..60 {
+            let number = 1 + dice.below(3);
+            // From the first instruction to an agent at work.
+            std::thread::sleep(Duration::from_millis(dice.below(350) as u64));
+            cluster.node_mut(number).start()?;
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn frozen_agents_and_a_dead_cluster_under_churn() -> Result {
+    let mut dice = Dice::new("frozen");
+    let mut cluster = Cluster::builder().start()?;
+    under_churn(&mut cluster, &mut dice, |cluster, dice| {
+        let number = 1 + dice.below(3);
+        cluster.node(number).freeze()?;
+        std::thread::sleep(Duration::from_secs(8));
+        cluster.node(number).thaw()?;
+        for node in 1..=3 {
+            cluster.node_mut(node).kill9()?;
+        }
+        let first = dice.below(3);
+        for step in [0, 2, 1] {
+            std::thread::sleep(Duration::from_millis(dice.below(700) as u64));
+            cluster.node_mut(1 + (first + step) % 3).start()?;
+        }
+        cluster.wait_ready()?;
+        Ok(())
+    })
+}
