@@ -35,8 +35,10 @@ pub fn run(config: Config) -> Result<()> {
         config.node_name,
         config.ranges.iter().map(ToString::to_string).collect::<Vec<_>>().join(","),
     );
+    // One worker: two would mostly wake each other, and what takes long has
+    // threads of its own (consensus log, data plane).
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
+        .worker_threads(1)
         .max_blocking_threads(8)
         .thread_name("weft")
         .enable_all()

@@ -258,7 +258,8 @@ fn judge(
             Health::Degraded,
             "NoQuorum",
             why.clone(),
-            "pods start from blocks already owned; bring the missing voters back for new blocks",
+            "pods start from blocks already owned; bring the missing voters back for new blocks, or, if \
+             they are lost for good: agent recover",
         )),
         None if !joined => all.push(condition(
             Health::Broken,
@@ -277,7 +278,7 @@ fn judge(
                 member.name,
                 count(member.blocks, "block")
             ),
-            &if consensus.quorum {
+            &if consensus.quorum && consensus.waiting.is_none() {
                 format!("bring it back, or, if it is gone for good: agent rmpeer {}", member.name)
             } else {
                 "bring it back; nodes can be removed again once there is a quorum".to_owned()

@@ -156,8 +156,12 @@ async fn pursue(state: Arc<State>, target: String, epoch: u64) {
                     return;
                 }
                 while satisfied(&state, node) {
-                    // Looked at now and then, too: a node may die unconnected.
-                    let _ = tokio::time::timeout(ROUND, changes.changed()).await;
+                    if lock(&state.pool).get(node).is_some() {
+                        let _ = changes.changed().await;
+                    } else {
+                        // Looked at now and then: it may die unconnected.
+                        let _ = tokio::time::timeout(ROUND, changes.changed()).await;
+                    }
                 }
                 Phase::Waiting { error: "connection lost".to_owned(), refused: false, next: None }
             }

@@ -64,6 +64,8 @@ pub(super) struct Swim {
     foca: Foca<SwimId, SwimCodec, SmallRng, NoCustomBroadcast>,
     out: AccumulatingRuntime<SwimId>,
     timers: BinaryHeap<Reverse<Due>>,
+    /// The timer of gossip: five times a second, and mostly with nothing to say.
+    gossip: Option<(Instant, Timer<SwimId>)>,
     seq: u64,
     sized_for: u32,
     /// Connected peers and the life we talk to.
@@ -93,6 +95,7 @@ impl Swim {
             foca: Foca::new(id, config(8), SmallRng::seed_from_u64(seed), SwimCodec),
             out: AccumulatingRuntime::new(),
             timers: BinaryHeap::new(),
+            gossip: None,
             seq: 0,
             sized_for: 8,
             connected: BTreeMap::new(),
@@ -168,6 +171,10 @@ impl Swim {
                 self.collect(now);
             }
         }
+        if let Some((_, timer)) = self.gossip.take_if(|(at, _)| *at <= now) {
+            let _ = self.foca.handle_timer(timer, &mut self.out);
+            self.collect(now);
+        }
     }
 
     /// Once in a while: whoever is connected but not a member (after a healed
@@ -206,6 +213,11 @@ impl Swim {
 
     fn collect(&mut self, now: Instant) {
         while let Some((after, timer)) = self.out.to_schedule() {
+            if matches!(timer, Timer::PeriodicGossip(_)) {
+                // A new one replaces that of a former life, which would do nothing.
+                self.gossip = Some((now + after, timer));
+                continue;
+            }
             self.seq += 1;
             self.timers.push(Reverse(Due { at: now + after, seq: self.seq, timer }));
         }
@@ -220,7 +232,11 @@ impl Swim {
 
     /// When [`Swim::tick`] wants to be called.
     pub(super) fn deadline(&self) -> Option<Instant> {
-        self.timers.peek().map(|Reverse(due)| due.at)
+        let timer = self.timers.peek().map(|Reverse(due)| due.at);
+        // Nobody is woken to say nothing; with news, gossip that is late comes at once.
+        let news = self.foca.updates_backlog() > 0;
+        let gossip = self.gossip.as_ref().filter(|_| news).map(|(at, _)| *at);
+        timer.into_iter().chain(gossip).min()
     }
 
     /// What is known of every other member.

@@ -15,9 +15,6 @@ use super::net::Liveness;
 use super::state::{State, lock};
 use super::swim::{GREET, Input, Swim};
 
-/// Longest sleep, so that a change of the members is never seen late.
-const NAP: Duration = Duration::from_millis(500);
-
 /// How long a node declared dead may take to show that it is not.
 const LAST_ASK: Duration = Duration::from_secs(2);
 
@@ -25,8 +22,7 @@ pub(super) async fn run(state: Arc<State>, mut inputs: mpsc::Receiver<Input>) {
     let mut swim = Swim::new(state.me, state.session, rand::random());
     let mut greet = Instant::now() + GREET;
     loop {
-        let now = Instant::now();
-        let wake = swim.deadline().unwrap_or(now + NAP).min(now + NAP).min(greet);
+        let wake = swim.deadline().map_or(greet, |due| due.min(greet));
         let input = tokio::select! {
             input = inputs.recv() => match input {
                 Some(input) => Some(input),

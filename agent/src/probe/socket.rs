@@ -1,25 +1,28 @@
 //! The socket of probes: on one own overlay address, never fragmenting.
-#![allow(unsafe_code, reason = "setsockopt has no safe wrapper for IP_MTU_DISCOVER")]
+#![allow(unsafe_code, reason = "IP_MTU_DISCOVER and AsyncFd have no safe way")]
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
 
 use nix::libc;
-use tokio::net::UdpSocket;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 use weft_proto::names::PROBE_PORT;
 
 /// A socket for asks and answers.
 #[derive(Debug)]
 pub struct ProbeSocket {
     address: IpAddr,
-    socket: UdpSocket,
+    /// Watched for packets only: sending does not wait, so that room to send
+    /// again is not worth waking up for.
+    socket: AsyncFd<UdpSocket>,
 }
 
 impl ProbeSocket {
     /// Binds to an address of this node; fails until the bridge carries it.
     pub fn bind(address: IpAddr) -> io::Result<Self> {
-        let socket = std::net::UdpSocket::bind((address, PROBE_PORT))?;
+        let socket = UdpSocket::bind((address, PROBE_PORT))?;
         socket.set_nonblocking(true)?;
         // "Don't fragment" on every packet, and no smaller size learned from
         // ICMP either: what the probe is to find out must not be remembered away.
@@ -44,7 +47,10 @@ impl ProbeSocket {
         if result != 0 {
             return Err(io::Error::last_os_error());
         }
-        Ok(Self { address, socket: UdpSocket::from_std(socket)? })
+        // SAFETY: the socket owns its descriptor, and neither changes nor closes
+        // it before it is dropped.
+        let socket = unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE)? };
+        Ok(Self { address, socket })
     }
 
     /// The address it is bound to.
@@ -54,16 +60,16 @@ impl ProbeSocket {
 
     /// Sends now or not at all.
     pub fn send(&self, bytes: &[u8], to: SocketAddr) -> io::Result<()> {
-        self.socket.try_send_to(bytes, to).map(drop)
+        self.socket.get_ref().send_to(bytes, to).map(drop)
     }
 
     /// A packet that is already there.
     pub fn try_receive(&self, buffer: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
-        self.socket.try_recv_from(buffer)
+        self.socket.get_ref().recv_from(buffer)
     }
 
     /// Waits for a packet.
     pub async fn receive(&self, buffer: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
-        self.socket.recv_from(buffer).await
+        self.socket.async_io(Interest::READABLE, |socket| socket.recv_from(buffer)).await
     }
 }
