@@ -85,7 +85,12 @@ pub fn exactly(node: &Node, pods: &[&Pod]) -> Result<()> {
     }
     for pod in pods {
         let inside = inside(&pod.netns())?;
-        same(node, &format!("addresses inside {}", pod.plan.name), &inside, &[pod.address()].into())?;
+        same(
+            node,
+            &format!("addresses inside {}", pod.plan.name),
+            &inside,
+            &[pod.address()].into(),
+        )?;
     }
     Ok(())
 }

@@ -202,3 +202,102 @@ fn frozen_agents_and_a_dead_cluster_under_churn() -> Result {
         Ok(())
     })
 }
+
+/// What the spoiling of a file may lead to.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Then {
+    Recovers,
+    Refuses,
+}
+
+#[test]
+fn spoiled_files_are_recovered_or_named() -> Result {
+    let mut cluster = Cluster::builder().nodes(1).start()?;
+    let pods = cluster.add_pods(2)?;
+    let (run, state) = (cluster.node(1).spec().run_dir(), cluster.node(1).spec().state_dir());
+    let files = [
+        (run.join("leases.json"), Then::Recovers),
+        (run.join("token"), Then::Recovers),
+        (state.join("session"), Then::Recovers),
+        (state.join("peers.json"), Then::Recovers),
+        (state.join("promises.json"), Then::Refuses),
+        (state.join("identity.key"), Then::Refuses),
+        (state.join("consensus.redb"), Then::Refuses),
+    ];
+    for (path, then) in &files {
+        cluster.node_mut(1).kill9()?;
+        let whole = std::fs::read(path).ok();
+        let text = whole.clone().unwrap_or_else(|| b"[]".to_vec());
+        let half = text[..text.len() / 2].to_vec();
+        let noise: Vec<u8> = text.iter().enumerate().map(|(at, b)| b ^ (at as u8) | 0x80).collect();
+        for spoiled in [half, noise, vec![0; text.len().max(64)], b"\xff{]\n".to_vec()] {
+            std::fs::write(path, &spoiled)?;
+            let node = cluster.node_mut(1);
+            std::fs::write(&node.spec().log, "")?;
+            node.start()?;
+            let what = || format!("{} spoiled by {} bytes", path.display(), spoiled.len());
+            let name = path.file_name().and_then(|name| name.to_str()).context("a name")?;
+            match then {
+                Then::Recovers => {
+                    node.wait_ready(Duration::from_secs(20)).with_context(what)?;
+                    node.add_pod().and_then(|pod| pod.detach()).with_context(what)?;
+                    audit::wait_exactly(node, &pods.iter().collect::<Vec<_>>())
+                        .with_context(what)?;
+                }
+                Then::Refuses => {
+                    let code = node.wait_exit(Duration::from_secs(20)).with_context(what)?;
+                    ensure!(code.is_some_and(|code| code != 0), "{}: exit {code:?}", what());
+                    ensure!(node.log().contains(name), "{}: {}", what(), node.log());
+                }
+            }
+            ensure!(!node.log().contains("panicked"), "{}: {}", what(), node.log());
+            node.kill9()?;
+        }
+        if *then == Then::Refuses {
+            // Whatever was there is not made worse by the refusal.
+            match whole {
+                Some(whole) => std::fs::write(path, whole)?,
+                None => std::fs::remove_file(path)?,
+            }
+        }
+        let node = cluster.node_mut(1);
+        node.restart()?;
+        audit::wait_exactly(node, &pods.iter().collect::<Vec<_>>())?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_reboot_leaves_blocks_and_nothing_else() -> Result {
+    let mut cluster = Cluster::builder().nodes(2).start()?;
+    let far = cluster.node(2).add_pod()?;
+    let gone = (0..4).map(|_| cluster.node(1).add_pod()).collect::<Result<Vec<_>>>()?;
+    let blocks = cluster.node(1).status()?.ipam.blocks;
+    cluster.node_mut(1).kill9()?;
+    for pod in &gone {
+        pod.netns().delete()?;
+    }
+    let node = cluster.node_mut(1);
+    for device in node.veths()?.iter().map(String::as_str).chain(["weft", "weft-vx"]) {
+        // The kernel may have been faster with those whose namespace went.
+        let _ = node.exec(&["ip", "link", "del", device]);
+    }
+    node.exec(&["nft", "flush", "ruleset"])?;
+    let _ = node.exec(&["ip", "nexthop", "flush", "proto", "117"]);
+    let _ = node.exec(&["ip", "route", "flush", "proto", "117"]);
+    std::fs::remove_dir_all(node.spec().run_dir())?;
+    node.restart()?;
+    ensure!(node.status()?.ipam.blocks == blocks, "blocks {blocks:?} are kept");
+    audit::wait_exactly(node, &[])?;
+    let pods = [node.add_pod()?, node.add_pod()?];
+    audit::wait_exactly(node, &pods.iter().collect::<Vec<_>>())?;
+    for pod in &pods {
+        pod.wait_ping(far.address(), Duration::from_secs(10))?;
+        far.wait_ping(pod.address(), Duration::from_secs(10))?;
+    }
+    // Late DELs of pods from before the reboot.
+    for pod in &gone {
+        pod.shim.pod("DEL", &pod.plan)?.ok("a late DEL")?;
+    }
+    audit::wait_exactly(node, &pods.iter().collect::<Vec<_>>()).map(drop)
+}

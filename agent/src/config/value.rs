@@ -335,6 +335,7 @@ pub(super) fn log_level(text: &str) -> Parsed<String> {
 /// Libraries that tell at `info` and below what only their authors need.
 const TALKATIVE: &[&str] = &[
     "openraft",
+    "openraft::replication",
     "quinn",
     "quinn_proto",
     "quinn_udp",
@@ -351,8 +352,13 @@ pub(super) fn quiet(level: &str) -> String {
     if level == "error" {
         return level.to_owned();
     }
-    // A warning of openraft is a step of an ordinary vote.
-    let level_of = |target: &str| if target == "openraft" { "error" } else { "warn" };
+    // A warning of openraft is a step of an ordinary vote, and an error of its
+    // replication a voter that is away: `agent status` tells that better.
+    let level_of = |target: &str| match target {
+        "openraft" => "error",
+        "openraft::replication" => "off",
+        _ => "warn",
+    };
     let libraries = TALKATIVE.iter().map(|target| format!(",{target}={}", level_of(target)));
     std::iter::once(level.to_owned()).chain(libraries).collect()
 }

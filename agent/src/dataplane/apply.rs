@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use weft_proto::names::{BRIDGE, RT_PROTOCOL, VNI, VXLAN, vxlan_gateway};
+use weft_proto::names::{BRIDGE, RT_PROTOCOL, VNI, VXLAN, is_host_ifname, vxlan_gateway};
 
 use super::model::{Mac, Nexthop, Op, PortFlags, Route, RouteKey, Target, Via};
 use super::netlink::Kernel;
@@ -56,6 +56,17 @@ pub(crate) struct OpError {
 impl std::fmt::Display for OpError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}: {}", self.op, self.why)
+    }
+}
+
+impl OpError {
+    /// The pod's device that is not there any more, if that is why.
+    pub(crate) fn gone_port(&self) -> Option<&str> {
+        let (Op::SetPort(name, _) | Op::SetFdb(name, _) | Op::DelFdb(name, _)) = &self.op else {
+            return None;
+        };
+        let gone = [nix::libc::ENODEV, nix::libc::ENOENT].contains(&self.why.errno);
+        (gone && is_host_ifname(name)).then_some(name)
     }
 }
 

@@ -4,17 +4,18 @@
 //! An intent is applied at once against the last picture of the kernel; events
 //! are gathered for a moment, then the kernel is looked at as a whole.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use weft_proto::api::{Condition, Health};
+use weft_proto::attachment::AttachmentKey;
 use weft_proto::names::{MIN_MTU, VXLAN};
 
 use super::apply::{Indexes, OpError, apply};
@@ -44,6 +45,12 @@ const LOOK: Duration = Duration::from_secs(30);
 /// A change that the kernel refused is tried again after this.
 const RETRY: Duration = Duration::from_secs(2);
 
+/// A removal of devices under way, and whose they were.
+struct Reaping {
+    worker: JoinHandle<()>,
+    keys: BTreeSet<AttachmentKey>,
+}
+
 pub(crate) struct Driver {
     config: DataplaneConfig,
     shared: Arc<Shared>,
@@ -68,7 +75,7 @@ pub(crate) struct Driver {
     last_repair: Option<String>,
     look_at: Instant,
     reap_at: Option<Instant>,
-    reaping: Arc<AtomicBool>,
+    reaping: Option<Reaping>,
     /// Looks in a row that had to repair something.
     fights: u32,
     /// How long the last look took.
@@ -108,7 +115,7 @@ impl Driver {
             last_repair: None,
             look_at: Instant::now() + LOOK,
             reap_at: None,
-            reaping: Arc::default(),
+            reaping: None,
             fights: 0,
             cost: Duration::ZERO,
             stop: false,
@@ -217,6 +224,10 @@ impl Driver {
                 && old.peers == intent.peers
         });
         let settling = intent.settling;
+        if let Some(reaping) = self.reaping.take_if(|reaping| reaping.is_back(&intent)) {
+            // Who asked for it must not find, and reuse, the device that is going.
+            let _ = reaping.worker.join();
+        }
         if self.intent.as_ref().is_none_or(|old| old.ranges != intent.ranges) {
             // What others' rules do to the range is not known yet.
             self.look_at = Instant::now();
@@ -379,6 +390,17 @@ impl Driver {
         for (name, link) in &mut observed.links {
             link.index = indexes.get(name).copied().unwrap_or(link.index);
         }
+        // Somebody removed a pod's device since the last look, as an ADD that
+        // follows a DEL does: nothing to complain about, only to look again.
+        let (gone, failures): (Vec<_>, Vec<_>) =
+            failures.into_iter().partition(|error| error.gone_port().is_some());
+        if !gone.is_empty() {
+            tracing::debug!(count = gone.len(), "devices of pods went since the last look");
+            for port in gone.iter().filter_map(OpError::gone_port) {
+                self.observed.links.remove(port);
+            }
+            self.look_at = self.look_at.min(Instant::now() + GATHER);
+        }
         self.errors = failures.iter().take(20).map(ToString::to_string).collect();
         if let Some(first) = failures.first() {
             tracing::warn!(count = failures.len(), error = %first, "the kernel refused changes");
@@ -416,21 +438,25 @@ impl Driver {
     /// On a thread of its own: a removal holds its caller for many milliseconds.
     fn reap(&mut self) {
         self.reap_at = None;
-        if self.reaping.swap(true, Ordering::AcqRel) {
+        if self.reaping.as_ref().is_some_and(|reaping| !reaping.worker.is_finished()) {
             self.reap_at = Some(Instant::now() + REAP);
             return;
         }
-        let (indexes, busy) = (self.doomed(), self.reaping.clone());
-        self.observed.links.retain(|_, link| !indexes.contains(&link.index));
+        let indexes = self.doomed();
+        let mut keys = BTreeSet::new();
+        self.observed.links.retain(|_, link| {
+            let goes = indexes.contains(&link.index);
+            keys.extend(link.alias.iter().filter(|_| goes).map(|alias| alias.key.clone()));
+            !goes
+        });
         let spawned = std::thread::Builder::new().name("reaper".to_owned()).spawn(move || {
             if let Err(error) = reaper::reap(&indexes) {
                 tracing::warn!(%error, count = indexes.len(), "released interfaces not deleted");
             }
-            busy.store(false, Ordering::Release);
         });
-        if let Err(error) = spawned {
-            self.reaping.store(false, Ordering::Release);
-            tracing::warn!(%error, "released interfaces not deleted yet");
+        match spawned {
+            Ok(worker) => self.reaping = Some(Reaping { worker, keys }),
+            Err(error) => tracing::warn!(%error, "released interfaces not deleted yet"),
         }
     }
 
@@ -457,6 +483,13 @@ impl Driver {
         report.conditions = self.conditions.values().flatten().cloned().collect();
         report.underlay =
             underlay(&self.observed.host, self.config.underlay).iter().map(|(_, n)| *n).collect();
+    }
+}
+
+impl Reaping {
+    /// One of those whose devices go is wanted again.
+    fn is_back(&self, intent: &Intent) -> bool {
+        self.keys.iter().any(|key| intent.pods.contains_key(key))
     }
 }
 
