@@ -6,6 +6,7 @@ pub mod cli;
 pub mod config;
 pub mod consensus;
 pub mod dataplane;
+mod files;
 pub mod ipam_service;
 pub mod lab;
 pub mod mesh;

@@ -64,8 +64,9 @@ pub const ADD_PATIENCE: Duration = Duration::from_secs(20);
 pub const STATUS_PATIENCE: Duration = Duration::from_millis(200);
 
 /// FNV-1a, 64 bits: for names that must come out the same in every binary and
-/// need no secrecy.
-fn fnv64(parts: &[&[u8]]) -> u64 {
+/// need no secrecy. Every part ends with a byte of its own, so that parts
+/// cannot run together.
+pub fn fnv64(parts: &[&[u8]]) -> u64 {
     let mut hash = 0xcbf2_9ce4_8422_2325_u64;
     for part in parts {
         for byte in part.iter().chain(&[0xff]) {

@@ -1,12 +1,14 @@
 //! The local token: what tells root's own tools from other local processes.
 
-use std::fs::{self, DirBuilder, OpenOptions, Permissions};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::fs;
+use std::io;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
 use ring::rand::{SecureRandom, SystemRandom};
 use weft_proto::names::TOKEN_FILE;
+
+use crate::files;
 
 const DIGITS: usize = 64;
 
@@ -42,25 +44,9 @@ impl Token {
         if private && let Ok(token) = Self::load(run_dir) {
             return Ok(token);
         }
-        DirBuilder::new().recursive(true).mode(0o755).create(run_dir)?;
+        files::private_dir(run_dir)?;
         let token = Self::random()?;
-        let draft = run_dir.join(format!(".{TOKEN_FILE}.{}", std::process::id()));
-        let _ = fs::remove_file(&draft);
-        let written = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&draft)
-            .and_then(|mut file| {
-                // The umask can only take away; be exact.
-                file.set_permissions(Permissions::from_mode(0o600))?;
-                writeln!(file, "{}", token.0)
-            })
-            .and_then(|()| fs::rename(&draft, &path));
-        if let Err(error) = written {
-            let _ = fs::remove_file(&draft);
-            return Err(error);
-        }
+        files::replace(&path, format!("{}\n", token.0).as_bytes(), files::PRIVATE)?;
         Ok(token)
     }
 
@@ -110,7 +96,7 @@ mod tests {
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(Token::load_or_create(&run).unwrap(), first);
         assert_eq!(fs::read_to_string(&path).unwrap(), format!("{}\n", first.reveal()));
-        fs::set_permissions(&path, Permissions::from_mode(0o644)).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
         let second = Token::load_or_create(&run).unwrap();
         assert_ne!(second, first);
         fs::write(&path, "short").unwrap();

@@ -1,16 +1,15 @@
 //! Installing the plugin and its configuration on the host.
 //!
 //! The configuration file is what tells the runtime that this node has a
-//! network, so it is written only once ADD can be served. Same-directory
-//! temporary file and rename: runtimes react to renames into place, not to
-//! files moved in from elsewhere.
+//! network, so it is written only once ADD can be served.
 
 use std::fs;
-use std::io::{self, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use crate::config::Config;
+use crate::files;
 
 /// Name of the configuration file; sorts before most others.
 pub(super) const CONFLIST: &str = "10-weft.conflist";
@@ -35,20 +34,7 @@ fn replace(path: &Path, content: &[u8], mode: u32) -> Result<bool, InstallError>
     if let Some(dir) = path.parent() {
         fs::create_dir_all(dir).map_err(fail)?;
     }
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let fresh = path.with_file_name(format!(".{name}.weft-new"));
-    let _ = fs::remove_file(&fresh);
-    let mut file = fs::OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(mode)
-        .open(&fresh)
-        .map_err(fail)?;
-    file.write_all(content).map_err(fail)?;
-    file.set_permissions(fs::Permissions::from_mode(mode)).map_err(fail)?;
-    file.sync_all().map_err(fail)?;
-    drop(file);
-    fs::rename(&fresh, path).map_err(fail)?;
+    files::replace(path, content, mode).map_err(fail)?;
     Ok(true)
 }
 

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use weft_proto::id::NodeId;
 
-use crate::ipam_service::intents::write_durably;
+use crate::files;
 use crate::mesh::net::MeshView;
 
 /// The book of addresses.
@@ -56,7 +56,7 @@ impl PeerBook {
 
     /// Writes the book.
     pub(super) fn store(&self) -> io::Result<()> {
-        write_durably(&self.path, &self.known)
+        files::replace_json(&self.path, &self.known)
     }
 }
 

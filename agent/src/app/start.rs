@@ -17,8 +17,9 @@ use crate::api;
 use crate::config::Config;
 use crate::consensus::{self, Consensus, ConsensusConfig, ConsensusHandle};
 use crate::dataplane::{self, Dataplane, DataplaneConfig};
+use crate::files;
 use crate::ipam_service::donate::Donations;
-use crate::ipam_service::intents::{Promises, write_durably};
+use crate::ipam_service::intents::Promises;
 use crate::ipam_service::journal::Journal;
 use crate::ipam_service::{IpamService, Registry, Supplier, now_ms};
 use crate::mesh::net::{PeerNet, Service};
@@ -50,7 +51,7 @@ pub fn run(config: Config) -> Result<()> {
 }
 
 fn make_dir(path: &Path, variable: &str) -> Result<()> {
-    fs::create_dir_all(path).with_context(|| {
+    files::private_dir(path).with_context(|| {
         format!("cannot create {} ({variable}); is it mounted and writable?", path.display())
     })
 }
@@ -79,7 +80,7 @@ fn session(state_dir: &Path) -> Result<u64> {
     let path = state_dir.join("session");
     let last: u64 = fs::read_to_string(&path).ok().and_then(|t| t.trim().parse().ok()).unwrap_or(0);
     let session = now_ms().max(last.saturating_add(1));
-    write_durably(&path, &session)
+    files::replace_json(&path, &session)
         .with_context(|| format!("cannot write {}; is STATE_DIR writable?", path.display()))?;
     Ok(session)
 }

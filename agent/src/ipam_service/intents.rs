@@ -5,13 +5,15 @@
 //! proposed, so that no life of the agent allocates from it before the ledger
 //! has said whose it is.
 
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use weft_proto::id::NodeId;
+
+use crate::files;
 
 /// One promise.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,23 +70,10 @@ impl Promises {
     }
 
     fn store(&mut self, next: Vec<Promise>) -> Result<(), PromiseError> {
-        write_durably(&self.path, &next)
+        files::replace_json(&self.path, &next)
             .map_err(|source| PromiseError { path: self.path.clone(), source })?;
         self.open = next;
         Ok(())
-    }
-}
-
-/// Replaces a file by JSON of `value`: temporary file, fsync, rename, fsync of the directory.
-pub fn write_durably<T: Serialize>(path: &Path, value: &T) -> io::Result<()> {
-    let fresh = path.with_extension("new");
-    let mut file = File::create(&fresh)?;
-    file.write_all(&serde_json::to_vec_pretty(value)?)?;
-    file.sync_all()?;
-    fs::rename(&fresh, path)?;
-    match path.parent() {
-        Some(dir) if !dir.as_os_str().is_empty() => File::open(dir)?.sync_all(),
-        _ => Ok(()),
     }
 }
 

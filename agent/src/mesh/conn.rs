@@ -15,6 +15,7 @@ use super::state::{State, lock, read};
 use super::stream::{StreamError, read_frame, write_frame};
 use super::swim::Input;
 use super::sync;
+use super::tls::PEER_WINDOW;
 
 /// How long one frame may take to arrive once its stream is open.
 const FRAME_TIME: Duration = Duration::from_secs(30);
@@ -122,6 +123,7 @@ pub(super) fn started(state: &Arc<State>, conn: &Arc<Conn>) {
         peer = %conn.name, node = %conn.node.short(), address = %conn.remote,
         outbound = conn.outbound, "connection established"
     );
+    conn.quic.set_receive_window(VarInt::from_u32(PEER_WINDOW));
     // Swim is told before its first packet can come in on the connection.
     tell_swim(state, Input::Connected(conn.node, conn.session));
     tokio::spawn(serve(Arc::clone(state), Arc::clone(conn)));

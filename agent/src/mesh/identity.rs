@@ -1,13 +1,14 @@
 //! The key that is this node: made once, kept in the state directory.
 
-use std::io::{ErrorKind, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use ring::digest::{SHA256, digest};
 use ring::rand::SystemRandom;
 use ring::signature::{Ed25519KeyPair, KeyPair};
 use weft_proto::id::NodeId;
+
+use crate::files;
 
 /// Longest key file that is read: a PKCS#8 Ed25519 key has about 85 bytes.
 const MAX_FILE: u64 = 4096;
@@ -76,8 +77,17 @@ impl Identity {
                 path: path.to_owned(),
                 why: format!("{} bytes long", meta.len()),
             }),
-            Ok(_) => Self::from_pkcs8(std::fs::read(path).map_err(io("read"))?)
-                .map_err(|why| IdentityError::Corrupt { path: path.to_owned(), why }),
+            Ok(_) => {
+                if files::make_private(path).map_err(io("protect"))? {
+                    tracing::warn!(
+                        "{} could be read by others: it is private now, but whoever copied it can \
+                         speak as this node; if in doubt, remove the node and start with a new key",
+                        path.display()
+                    );
+                }
+                Self::from_pkcs8(std::fs::read(path).map_err(io("read"))?)
+                    .map_err(|why| IdentityError::Corrupt { path: path.to_owned(), why })
+            }
             Err(e) if e.kind() == ErrorKind::NotFound => {
                 let identity = Self::generate()?;
                 identity.store(path).map_err(io("write"))?;
@@ -104,27 +114,9 @@ impl Identity {
         Ok(Self { pkcs8, public, node: node_id(&public) })
     }
 
-    /// Temporary file, fsync, rename, fsync of the directory: after a crash
-    /// there is the whole key or none.
     fn store(&self, path: &Path) -> std::io::Result<()> {
-        let directory = path.parent().unwrap_or(Path::new("."));
-        std::fs::create_dir_all(directory)?;
-        let mut temporary = path.as_os_str().to_owned();
-        temporary.push(".new");
-        let temporary = PathBuf::from(temporary);
-        match std::fs::remove_file(&temporary) {
-            Err(e) if e.kind() != ErrorKind::NotFound => return Err(e),
-            _ => {}
-        }
-        let mut file = std::fs::OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&temporary)?;
-        file.write_all(&self.pkcs8)?;
-        file.sync_all()?;
-        std::fs::rename(&temporary, path)?;
-        std::fs::File::open(directory)?.sync_all()
+        files::private_dir(path.parent().unwrap_or(Path::new(".")))?;
+        files::replace(path, &self.pkcs8, files::PRIVATE)
     }
 
     /// This node.
@@ -162,6 +154,9 @@ mod tests {
         let first = Identity::load_or_create(&path).unwrap();
         let again = Identity::load_or_create(&path).unwrap();
         assert_eq!(first.node(), again.node());
+        let open = std::fs::Permissions::from_mode(0o644);
+        std::fs::set_permissions(&path, open).unwrap();
+        assert_eq!(Identity::load_or_create(&path).unwrap().node(), first.node());
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         let expected = digest(&SHA256, first.public());
         assert_eq!(first.node().0, expected.as_ref()[..16]);

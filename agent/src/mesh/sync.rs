@@ -134,10 +134,10 @@ pub(super) async fn rumor_loop(state: Arc<State>) {
     }
 }
 
-/// Pause between digest exchanges: two seconds while digests are small, up to
+/// Pause between digest exchanges: a second while digests are small, up to
 /// ten when there are thousands of records. `random` in 0..1.
 fn interval(records: usize, random: f64) -> Duration {
-    let scale = (u32::try_from(records).map_or(10.0, f64::from) / 128.0).clamp(2.0, 10.0);
+    let scale = (u32::try_from(records).map_or(10.0, f64::from) / 128.0).clamp(1.0, 10.0);
     Duration::from_secs_f64(scale * (0.75 + random.clamp(0.0, 1.0) / 2.0))
 }
 
@@ -158,7 +158,7 @@ mod tests {
 
     #[test]
     fn digests_get_rarer_as_they_grow() {
-        assert_eq!(interval(3, 0.5), Duration::from_secs(2));
+        assert_eq!(interval(3, 0.5), Duration::from_secs(1));
         assert_eq!(interval(5000, 0.5), Duration::from_secs(10));
     }
 }

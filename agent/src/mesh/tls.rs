@@ -32,6 +32,10 @@ const SPKI_PREFIX: [u8; 12] =
     [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
 /// A silent peer is given up after this long.
 pub(super) const IDLE: Duration = Duration::from_secs(10);
+/// What a peer may have on its way here before it has proved the cluster key,
+/// and after: strangers together cannot fill the memory.
+const STRANGER_WINDOW: u32 = 128 << 10;
+pub(super) const PEER_WINDOW: u32 = 1 << 20;
 const KEEP_ALIVE: Duration = Duration::from_secs(3);
 
 /// The raw key inside an Ed25519 SubjectPublicKeyInfo.
@@ -164,7 +168,7 @@ fn transport() -> Arc<TransportConfig> {
         .max_concurrent_bidi_streams(VarInt::from_u32(64))
         .max_concurrent_uni_streams(VarInt::from_u32(64))
         .stream_receive_window(VarInt::from_u32(256 << 10))
-        .receive_window(VarInt::from_u32(1 << 20))
+        .receive_window(VarInt::from_u32(STRANGER_WINDOW))
         .send_window(1 << 20)
         .datagram_receive_buffer_size(Some(64 << 10))
         .datagram_send_buffer_size(64 << 10)

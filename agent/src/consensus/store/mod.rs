@@ -334,6 +334,7 @@ fn create(state_dir: &Path, path: &Path, me: NodeId) -> Result<(), StoreError> {
     let owner = encode(&me).map_err(|e| fail("create", e.to_string()))?;
     let step = || -> Result<(), redb::Error> {
         let db = Database::create(&fresh)?;
+        crate::files::make_private(&fresh)?;
         let txn = db.begin_write()?;
         txn.open_table(META)?.insert(OWNER, owner.as_slice())?;
         txn.open_table(LOG)?;

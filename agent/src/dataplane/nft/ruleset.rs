@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use weft_proto::api::{Condition, PortMapping};
-use weft_proto::names::{BRIDGE, VETH_PREFIX, VXLAN};
+use weft_proto::names::{BRIDGE, VETH_PREFIX, VXLAN, fnv64};
 
 use super::expr::{
     ACCEPT, DROP, ETHERTYPE_IP, ETHERTYPE_IPV6, JUMP, REG, RETURN, Rule, ifname, octets,
@@ -152,11 +152,7 @@ const fn map(
 impl RuleSpec {
     /// A mark made of the expressions: an edited or foreign rule has another or none.
     pub fn mark(&self) -> String {
-        let mut hash = 0xcbf2_9ce4_8422_2325_u64;
-        for byte in &self.expressions {
-            hash = (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
-        }
-        format!("weft:{hash:016x}")
+        format!("weft:{:016x}", fnv64(&[&self.expressions]))
     }
 }
 

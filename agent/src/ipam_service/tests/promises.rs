@@ -183,7 +183,7 @@ async fn a_promise_that_cannot_be_written_is_not_made() {
     let (shared, dir) = rich();
     let first = Node::start(&shared, 1, &dir.0);
     // A directory where the temporary file should go.
-    let block = dir.0.join("promises1.new");
+    let block = dir.0.join(".promises1.json.weft-new");
     std::fs::create_dir(&block).unwrap();
     let free = first.service.stand().free4;
     assert!(ask(&first).await.unwrap_err().contains("promises1.json"));
