@@ -8,7 +8,7 @@ use anyhow::{Context, anyhow, bail, ensure};
 use weft_agent::lab::netns::Netns;
 use weft_agent::lab::topology::PodPlan;
 use weft_tests::dice::Dice;
-use weft_tests::{Cluster, Node, Pod, Result, audit, wait_until};
+use weft_tests::{Cluster, Node, Pod, Result, audit};
 
 fn join<T: Send>(work: Vec<impl FnOnce() -> Result<T> + Send>) -> Result<Vec<T>> {
     std::thread::scope(|scope| {
