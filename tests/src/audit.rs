@@ -21,7 +21,7 @@ const SETTLE: Duration = Duration::from_secs(15);
 /// Addresses of the pods' interface inside a namespace, by asking its kernel.
 pub fn inside(netns: &Netns) -> Result<BTreeSet<IpAddr>> {
     let text = netns.exec(&["ip", "-o", "-4", "addr", "show", "scope", "global"])?;
-    Ok(text.split_whitespace().filter_map(|word| address(word)).collect())
+    Ok(text.split_whitespace().filter_map(address).collect())
 }
 
 fn address(word: &str) -> Option<IpAddr> {

@@ -18,11 +18,11 @@ impl Dice {
 
     /// Another one, for another thread.
     pub fn split(&mut self) -> Self {
-        Self(self.next())
+        Self(self.word())
     }
 
     /// Any number.
-    pub fn next(&mut self) -> u64 {
+    pub fn word(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut word = self.0;
         word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -32,6 +32,6 @@ impl Dice {
 
     /// A number below `end`.
     pub fn below(&mut self, end: usize) -> usize {
-        usize::try_from(self.next() % end.max(1) as u64).unwrap_or(0)
+        usize::try_from(self.word() % end.max(1) as u64).unwrap_or(0)
     }
 }
