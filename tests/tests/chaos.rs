@@ -93,6 +93,7 @@ fn the_same_key_again_and_again_leaks_nothing() -> Result {
 /// runtime would: DEL, and once more while that fails.
 fn churn(node: &Node, stop: &AtomicBool, dice: &mut Dice) -> Result<Vec<Pod>> {
     let mut pods: Vec<Pod> = Vec::new();
+    let (mut done, mut failed) = (0, 0);
     let detach = |plan: &PodPlan| -> Result {
         node.shim().pod("DEL", plan)?.ok(&format!("DEL of {}", plan.name))?;
         Netns::named(&plan.netns).delete()
@@ -105,10 +106,18 @@ fn churn(node: &Node, stop: &AtomicBool, dice: &mut Dice) -> Result<Vec<Pod>> {
         }
         let plan = node.sandbox()?;
         match Pod::attach(node.shim(), plan.clone()) {
-            Ok(pod) => pods.push(pod),
-            Err(_) => detach(&plan)?,
+            Ok(pod) => {
+                pods.push(pod);
+                done += 1;
+            }
+            Err(_) => {
+                detach(&plan)?;
+                failed += 1;
+            }
         }
     }
+    println!("{}: {done} attached, {failed} failed and undone", node.plan.name);
+    ensure!(done > 0, "no pod came through on {}", node.plan.name);
     Ok(pods)
 }
 

@@ -117,3 +117,16 @@ fn two_of_three_voters_lost_for_good() -> Result {
     let ends = [pods[0].clone(), pods[pods.len() - 2].clone(), pods[pods.len() - 1].clone()];
     cluster.assert_reachable(&ends).map(drop)
 }
+
+#[test]
+fn a_node_that_was_away_while_the_range_grew_comes_back() -> Result {
+    let mut cluster = Cluster::builder().start()?;
+    let pods = cluster.add_pods(1)?;
+    cluster.node_mut(3).kill9()?;
+    let answer = cluster.node(1).request("POST", "/v1/ranges", br#"{"range":"10.64.0.0/16"}"#)?;
+    ensure!(answer.code == 204, "{answer:?}");
+    cluster.wait_one_ledger()?;
+    cluster.node_mut(3).restart()?;
+    cluster.wait_one_ledger()?;
+    cluster.assert_reachable(&pods).map(drop)
+}

@@ -61,10 +61,6 @@ pub(super) async fn follow(app: Arc<App>) {
                 unwritten |= news;
                 stale |= news;
             }
-            if unwritten && Instant::now() >= write_at {
-                write_at = Instant::now() + WRITE;
-                unwritten = !store(&app, &book).await;
-            }
             if stale || app.started.elapsed() < super::SETTLE_AT_MOST + SETTLING {
                 stale = false;
                 let (peers, unknown) =
@@ -78,6 +74,12 @@ pub(super) async fn follow(app: Arc<App>) {
                 app.publish();
             } else {
                 app.publish_leases();
+            }
+            // The disk comes last: an ADD counts on the rules being published
+            // as soon as there are addresses to lease.
+            if unwritten && Instant::now() >= write_at {
+                write_at = Instant::now() + WRITE;
+                unwritten = !store(&app, &book).await;
             }
         }
         let settling = app.started.elapsed() < super::SETTLE_AT_MOST;

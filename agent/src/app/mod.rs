@@ -15,6 +15,7 @@ mod own_address;
 mod peers;
 mod probing;
 mod remove;
+mod renew;
 mod start;
 mod status;
 mod sweep;

@@ -12,7 +12,9 @@ use anyhow::{Context, Result, bail};
 use tokio::net::TcpListener;
 use weft_proto::names;
 
-use super::{App, LedgerRegistry, Routes, cni, founding, loops, own_address, probing, sweep};
+use super::{
+    App, LedgerRegistry, Routes, cni, founding, loops, own_address, probing, renew, sweep,
+};
 use crate::api;
 use crate::config::Config;
 use crate::consensus::{self, Consensus, ConsensusConfig, ConsensusHandle};
@@ -47,7 +49,16 @@ pub fn run(config: Config) -> Result<()> {
         .context("cannot start the runtime")?;
     let result = runtime.block_on(serve(config));
     runtime.shutdown_timeout(Duration::from_secs(2));
-    result
+    match result? {
+        End::Asked => Ok(()),
+        End::Renewal => Err(renew::again()).context("the agent cannot start itself again"),
+    }
+}
+
+/// Why the agent stopped.
+enum End {
+    Asked,
+    Renewal,
 }
 
 fn make_dir(path: &Path, variable: &str) -> Result<()> {
@@ -104,7 +115,7 @@ async fn listen(address: SocketAddr, what: &str) -> Result<TcpListener> {
         .with_context(|| format!("cannot listen on {address} ({what}); is another agent running?"))
 }
 
-async fn serve(config: Config) -> Result<()> {
+async fn serve(config: Config) -> Result<End> {
     let mut stop = Signals::new()?;
     make_dir(&config.state_dir, "STATE_DIR")?;
     make_dir(&config.run_dir, "RUN_DIR")?;
@@ -219,9 +230,10 @@ async fn serve(config: Config) -> Result<()> {
     tracing::info!(node = %me, http = %app.config.http_addr, "agent is up");
 
     let ended = tokio::select! {
-        () = stop.wait() => None,
+        () = stop.wait() => Ok(End::Asked),
+        () = renew::needed(&app) => Ok(End::Renewal),
         // They run for ever. Without one of them the node would only look alive.
-        Some(ended) = tasks.join_next() => Some(ended),
+        Some(ended) = tasks.join_next() => Err(ended),
     };
     tracing::info!("stopping; the data plane stays as it is");
     tasks.abort_all();
@@ -229,9 +241,9 @@ async fn serve(config: Config) -> Result<()> {
     let _ = tokio::time::timeout(Duration::from_secs(2), consensus.shutdown()).await;
     let _ = tokio::time::timeout(Duration::from_secs(2), mesh.shutdown()).await;
     match ended {
-        None => Ok(()),
-        Some(Ok(())) => bail!("a task of the agent ended; the log above says which"),
-        Some(Err(e)) => bail!("a task of the agent failed: {e}; please report this"),
+        Ok(end) => Ok(end),
+        Err(Ok(())) => bail!("a task of the agent ended; the log above says which"),
+        Err(Err(e)) => bail!("a task of the agent failed: {e}; please report this"),
     }
 }
 

@@ -165,9 +165,9 @@ fn defaults() {
     assert!(config.expect_npc && config.hairpin && config.no_masq_local);
     assert!(config.password.is_empty() && config.warnings.is_empty());
     assert_eq!(config.cni_conf_dir, Some("/etc/cni/net.d".into()));
-    assert!(
-        config.log_filter.starts_with("info,openraft=error,openraft::replication=off,quinn=warn")
-    );
+    assert!(config.log_filter.starts_with(
+        "info,openraft=error,openraft::core::raft_core=off,openraft::replication=off,quinn=warn"
+    ));
 }
 
 /// The table of the README is for people; this keeps it whole.

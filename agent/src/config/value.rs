@@ -335,6 +335,7 @@ pub(super) fn log_level(text: &str) -> Parsed<String> {
 /// Libraries that tell at `info` and below what only their authors need.
 const TALKATIVE: &[&str] = &[
     "openraft",
+    "openraft::core::raft_core",
     "openraft::replication",
     "quinn",
     "quinn_proto",
@@ -352,11 +353,11 @@ pub(super) fn quiet(level: &str) -> String {
     if level == "error" {
         return level.to_owned();
     }
-    // A warning of openraft is a step of an ordinary vote, and an error of its
-    // replication a voter that is away: `agent status` tells that better.
+    // A warning of openraft is a step of an ordinary vote, and most of its errors
+    // are voters that are away: `agent status` tells that, and its end, better.
     let level_of = |target: &str| match target {
         "openraft" => "error",
-        "openraft::replication" => "off",
+        "openraft::core::raft_core" | "openraft::replication" => "off",
         _ => "warn",
     };
     let libraries = TALKATIVE.iter().map(|target| format!(",{target}={}", level_of(target)));

@@ -128,6 +128,18 @@ impl ConsensusHandle {
         self.core.recover().await
     }
 
+    /// Why this node takes no more part in decisions, if its store or its
+    /// engine failed. What is decided elsewhere passes it by until the agent
+    /// starts again.
+    pub fn failed(&self) -> Option<String> {
+        let stored = self.core.db.failed().map(ToString::to_string);
+        stored.or_else(|| match self.core.running()?.metrics().running_state {
+            // Stopped by us.
+            Ok(()) | Err(openraft::error::Fatal::Stopped) => None,
+            Err(fatal) => Some(format!("the consensus engine has ended: {fatal}")),
+        })
+    }
+
     /// For `agent status`.
     pub fn status(&self) -> ConsensusStatus {
         self.core.status()

@@ -119,7 +119,11 @@ pub(super) fn judge(me: &Facts<'_>, peer: &Hello) -> Result<(), Failure> {
             ),
         );
     }
-    if !me.ranges.is_empty() && !peer.ranges.is_empty() && !same(me.ranges, &peer.ranges) {
+    // Within one cluster the ledger says what the ranges are, and who has others
+    // was away while they grew: it must get in to learn of it.
+    let one_cluster = me.cluster.is_some() && me.cluster == peer.cluster;
+    let given = !me.ranges.is_empty() && !peer.ranges.is_empty();
+    if !one_cluster && given && !same(me.ranges, &peer.ranges) {
         return refuse(
             Failure::RANGE,
             format!(
@@ -271,6 +275,8 @@ mod tests {
         let (number, text) = code(&me(), &other).unwrap_err();
         assert_eq!(number, Failure::RANGE);
         assert!(text.contains("10.32.0.0/12") && text.contains("10.99.0.0/16"), "{text}");
+        let behind = Hello { cluster: me().cluster, ..other };
+        assert_eq!(code(&me(), &behind), Ok(()), "its ledger is only older");
         let foreign = Hello { cluster: Some(ClusterId([9; 16])), ..hello() };
         assert_eq!(code(&me(), &foreign).unwrap_err().0, Failure::CLUSTER);
         let twin = Hello { name: "a".to_owned(), ..hello() };

@@ -47,7 +47,7 @@ impl Db {
             }
             Ok(rows)
         };
-        let rows = step().map_err(|e| self.io("read the log", &e))?;
+        let rows = step().map_err(|e| self.refused("read the log", &e))?;
         rows.iter().map(|bytes| self.decode("log entry", bytes)).collect()
     }
 
@@ -58,7 +58,7 @@ impl Db {
             let last = table.last()?.map(|(_, bytes)| bytes.value().to_vec());
             Ok(last)
         };
-        let last = step().map_err(|e| self.io("read the log", &e))?;
+        let last = step().map_err(|e| self.refused("read the log", &e))?;
         let last = match last {
             None => purged,
             Some(bytes) => Some(self.decode::<Entry>("log entry", &bytes)?.log_id),

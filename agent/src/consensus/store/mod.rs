@@ -9,7 +9,7 @@ mod machine;
 mod tests;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use redb::{
     Database, Durability, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction,
@@ -48,6 +48,8 @@ pub(crate) const FILE: &str = "consensus.redb";
 pub(crate) struct Db {
     db: Arc<Database>,
     path: Arc<PathBuf>,
+    /// The first access that the disk refused: redb takes no more after it.
+    failed: Arc<OnceLock<StoreError>>,
 }
 
 /// The replica as it was last saved: a snapshot and what follows it.
@@ -101,7 +103,7 @@ impl Db {
                 return Err(StoreError::Damaged { path, why: "unreadable structure".to_owned() });
             }
         };
-        let db = Self { db: Arc::new(db), path: Arc::new(path) };
+        let db = Self { db: Arc::new(db), path: Arc::new(path), failed: Arc::default() };
         let stored: Option<NodeId> = db.get_meta(OWNER)?;
         match stored {
             Some(stored) if stored == me => Ok(db),
@@ -123,12 +125,25 @@ impl Db {
         let db = self.clone();
         match tokio::task::spawn_blocking(move || access(&db)).await {
             Ok(result) => result,
-            Err(e) => Err(self.io("access", &e)),
+            Err(e) => Err(self.refused("access", &e)),
         }
     }
 
     fn io(&self, what: &'static str, why: &dyn std::fmt::Display) -> StoreError {
         StoreError::Io { what, path: (*self.path).clone(), why: why.to_string() }
+    }
+
+    /// Why the store takes no more accesses, if so: it has to be opened again.
+    pub(crate) fn failed(&self) -> Option<&StoreError> {
+        self.failed.get()
+    }
+
+    /// An access that redb refused.
+    fn refused(&self, what: &'static str, why: &dyn std::fmt::Display) -> StoreError {
+        let error = self.io(what, why);
+        // Only the first says what happened; the others that it did.
+        let _known = self.failed.set(error.clone());
+        error
     }
 
     fn damaged(&self, why: impl Into<String>) -> StoreError {
@@ -156,7 +171,7 @@ impl Db {
             txn.commit()?;
             Ok(out)
         };
-        step().map_err(|e| self.io(what, &e))
+        step().map_err(|e| self.refused(what, &e))
     }
 
     fn get_bytes(&self, key: &'static str) -> Result<Option<Vec<u8>>, StoreError> {
@@ -164,7 +179,7 @@ impl Db {
             let table = self.db.begin_read()?.open_table(META)?;
             Ok(table.get(key)?.map(|v| v.value().to_vec()))
         };
-        step().map_err(|e| self.io(key, &e))
+        step().map_err(|e| self.refused(key, &e))
     }
 
     fn get_meta<T: DeserializeOwned>(&self, key: &'static str) -> Result<Option<T>, StoreError> {
@@ -247,7 +262,7 @@ impl Db {
             }
             Ok(out)
         };
-        step().map_err(|e| self.io("read seats", &e))
+        step().map_err(|e| self.refused("read seats", &e))
     }
 
     /// Binds seats to nodes, for good.
@@ -305,7 +320,7 @@ impl Db {
             }
             Ok(out)
         };
-        let rows = step().map_err(|e| self.io("read the ledger", &e))?;
+        let rows = step().map_err(|e| self.refused("read the ledger", &e))?;
         let tail = rows
             .into_iter()
             .map(|(at, bytes)| Ok((at, self.decode("ledger entry", &bytes)?)))
