@@ -18,6 +18,10 @@ use super::store::Seated;
 const ROUND: Duration = Duration::from_millis(400);
 /// Patience for one question.
 const ASK: Duration = Duration::from_secs(1);
+/// How much later each further founding seat calls for a vote of its own:
+/// candidates that start together split the votes, and a split costs a whole
+/// election timeout.
+const STAGGER: Duration = Duration::from_millis(700);
 /// Members asked in one round, founding seats first.
 const ASKED: usize = 64;
 /// Patience for the own `Join`.
@@ -91,6 +95,15 @@ impl Core {
 
     async fn initialise_log(&self, running: &Running) -> Result<(), ConsensusError> {
         let engine = |e: &dyn std::fmt::Display| ConsensusError::Engine(e.to_string());
+        let turn = self.plan.seats.keys().position(|seat| Some(*seat) == self.plan.mine);
+        let turn = u32::try_from(turn.unwrap_or(0)).unwrap_or(0);
+        let start = Instant::now();
+        // An earlier seat that was elected meanwhile has brought the first entries.
+        while start.elapsed() < STAGGER * turn
+            && !running.engine.is_initialized().await.map_err(|e| engine(&e))?
+        {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
         if !running.engine.is_initialized().await.map_err(|e| engine(&e))? {
             running.engine.initialize(self.plan.seats.clone()).await.map_err(|e| engine(&e))?;
         }
