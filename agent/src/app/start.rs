@@ -138,11 +138,14 @@ async fn serve(config: Config) -> Result<End> {
     let underlay = dataplane.underlay();
 
     let session = session(&config.state_dir)?;
+    // A node with an earlier life may find its ledger to know other ranges than
+    // its configuration; until it is read, nobody is judged by either.
+    let known = config.state_dir.join("consensus.redb").exists();
     let mesh = Mesh::start(MeshConfig {
         bind: SocketAddr::from((Ipv6Addr::UNSPECIFIED, config.mesh_port)),
         identity,
         name: config.node_name.clone(),
-        ranges: config.ranges.clone(),
+        ranges: if known { Vec::new() } else { config.ranges.clone() },
         session,
         keys: config.password.clone(),
         targets: config.peers.clone(),
@@ -175,6 +178,10 @@ async fn serve(config: Config) -> Result<End> {
     .await?;
     mesh.register(consensus::KINDS, &service);
     wire_heads(&mesh, &consensus);
+    // After the cluster, which decides whether ranges matter.
+    let ledger = consensus.ledger();
+    let founded = ledger.cluster().is_some();
+    mesh.set_ranges(if founded { ledger.ranges().to_vec() } else { config.ranges.clone() });
 
     let (journal, found) = Journal::open(&config.run_dir.join(names::LEASES_FILE))?;
     if found.damaged > 0 {
