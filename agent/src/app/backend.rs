@@ -92,7 +92,15 @@ impl App {
             addresses.push(address);
         }
         self.ipam.update_facts(key, &facts)?;
-        self.publish();
+        // Right after a start nothing may be handed over yet; then nothing
+        // guards the pod either, and there is no answer.
+        while !self.publish() {
+            if tokio::time::Instant::now() >= deadline {
+                let why = "the data plane has not taken over yet; try again".to_owned();
+                return Err(BackendError::NotReady(why));
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
         self.dataplane.settled().await.map_err(|e| BackendError::Internal(e.to_string()))?;
         undo.taken.clear();
         let first = addresses.first().copied().ok_or_else(|| {

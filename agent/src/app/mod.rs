@@ -90,13 +90,14 @@ impl App {
     ///
     /// Nothing is touched before the ledger is known and the leases of an
     /// earlier life are read: what is in the kernel carries packets meanwhile.
-    fn publish(&self) {
+    /// False if nothing was handed over for that reason.
+    fn publish(&self) -> bool {
         use std::sync::atomic::Ordering;
         if !self.recovered.load(Ordering::Acquire) {
-            return;
+            return false;
         }
         let mut routes = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(ledger) = routes.ledger.clone() else { return };
+        let Some(ledger) = routes.ledger.clone() else { return false };
         let settling = !routes.unknown.is_empty() && self.started.elapsed() < SETTLE_AT_MOST;
         // Leases are read under the lock, so that of two publishers the one
         // that saw the newer leases also publishes last.
@@ -107,6 +108,7 @@ impl App {
             .ipam
             .with_leases(|leases| intent::intent(&ledger, peers, own, leases.values(), settling));
         self.dataplane.set_intent(intent);
+        true
     }
 
     /// The same, unless somebody has done it since the leases changed.
