@@ -14,7 +14,7 @@ use weft_proto::wire::v1;
 
 use super::App;
 use crate::api::backend::BackendError;
-use crate::ipam_service::{ClaimFailed, LeaseFacts};
+use crate::ipam_service::{ClaimFailed, LeaseFacts, catch_up};
 use crate::mesh::net::PeerNet;
 
 const ONE_TRY: Duration = Duration::from_secs(30);
@@ -160,13 +160,7 @@ impl App {
             .map_err(|e| not_ready(e.to_string()))?;
         match answer.decode().map_err(|e| not_ready(e.to_string()))? {
             v1::DonateReply::Given { index, .. } => {
-                for _ in 0..100 {
-                    if self.consensus.ledger().head().index >= index {
-                        return Ok(());
-                    }
-                    tokio::time::sleep(Duration::from_millis(30)).await;
-                }
-                Err(not_ready("the transfer has not arrived here yet".to_owned()))
+                catch_up(self.registry.as_ref(), index).await.map_err(not_ready)
             }
             v1::DonateReply::Nothing { why } => Err(BackendError::Conflict(format!(
                 "{address} is owned by other peer {owner} ({name}): {why}"

@@ -54,6 +54,17 @@ pub trait Registry: Send + Sync + 'static {
     fn next_request(&self) -> RequestId;
 }
 
+/// Waits until the own replica has applied position `index`.
+pub async fn catch_up(registry: &dyn Registry, index: u64) -> Result<(), String> {
+    for _ in 0..100 {
+        if registry.ledger().head().index >= index {
+            return Ok(());
+        }
+        tokio::time::sleep(Duration::from_millis(30)).await;
+    }
+    Err(format!("the ledger of this node has not reached position {index} within 3 s"))
+}
+
 /// How a request names its address.
 #[derive(Debug, Clone, Default)]
 pub struct LeaseFacts {

@@ -258,22 +258,11 @@ impl Supplier {
             self.net.call(node, request, DONATE_PATIENCE).await.map_err(|e| e.to_string())?;
         match answer.decode::<v1::DonateReply>().map_err(|e| e.to_string())? {
             v1::DonateReply::Given { prefix, index } => {
-                self.catch_up(index).await?;
+                super::catch_up(self.registry.as_ref(), index).await?;
                 Ok(prefix)
             }
             v1::DonateReply::Nothing { why } => Err(why),
         }
-    }
-
-    /// Waits until the own replica has applied position `index`.
-    async fn catch_up(&self, index: u64) -> Result<(), String> {
-        for _ in 0..100 {
-            if self.registry.ledger().head().index >= index {
-                return Ok(());
-            }
-            tokio::time::sleep(Duration::from_millis(30)).await;
-        }
-        Err(format!("the ledger of this node has not reached position {index} within 3 s"))
     }
 
     fn nothing_left(
