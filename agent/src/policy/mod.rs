@@ -7,3 +7,4 @@
 //! [`state`] is the border: what the compiler makes and the kernel part applies.
 
 pub mod state;
+pub mod feed;
