@@ -13,6 +13,7 @@ mod intent;
 mod loops;
 mod own_address;
 mod peers;
+mod policy;
 mod probing;
 mod remove;
 mod renew;
@@ -59,6 +60,8 @@ pub(crate) struct App {
     routes: Mutex<Routes>,
     /// Conditions found by the daemon's own loops, by reason.
     conditions: Mutex<BTreeMap<String, Condition>>,
+    /// Network policy, where it is enforced.
+    policy: Option<policy::Policy>,
     /// Probes through the overlay.
     probing: Mutex<probing::Probing>,
     /// False until leases of an earlier life are known again.

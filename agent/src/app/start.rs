@@ -206,6 +206,7 @@ async fn serve(config: Config) -> Result<End> {
         underlay,
         routes: Mutex::new(Routes::default()),
         conditions: Mutex::default(),
+        policy: None,
         probing: Mutex::default(),
         recovered: AtomicBool::new(false),
         config,

@@ -6,5 +6,11 @@
 //! ```
 //! [`state`] is the border: what the compiler makes and the kernel part applies.
 
-pub mod state;
+pub mod engine;
+pub mod explain;
 pub mod feed;
+pub mod objects;
+pub mod selector;
+pub mod state;
+pub mod verdict;
+pub mod world;

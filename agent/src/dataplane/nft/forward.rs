@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use weft_proto::api::Condition;
 use weft_proto::names::{BRIDGE, NFT_TABLE, VXLAN};
 
-use super::transaction::{GETCHAIN, GETRULE, gone_is_empty, header};
+use super::batch::{GETCHAIN, GETRULE, gone_is_empty, header};
 use crate::dataplane::desired::condition;
 use crate::dataplane::netlink::codec::{attr, attrs, be32, text};
 use crate::dataplane::netlink::socket::{Refused, Requests};

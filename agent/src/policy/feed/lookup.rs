@@ -74,9 +74,9 @@ impl Lookup {
         name: &str,
         body: impl Fn(T) -> Body,
     ) -> bool {
-        let path = format_args!("{collection}/{name}");
+        let path = format!("{collection}/{name}");
         loop {
-            let Ok(_turn) = self.turns.acquire().await else { return false };
+            let Ok(turn) = self.turns.acquire().await else { return false };
             let request = Request::new(collection).get(name, &GetParams::default());
             let Ok(request) = request else { return false };
             match self.client.request::<Item<T>>(request).await {
@@ -99,7 +99,7 @@ impl Lookup {
                     }
                 },
             }
-            drop(_turn);
+            drop(turn);
             tokio::time::sleep(AGAIN).await;
         }
     }
