@@ -9,6 +9,7 @@ pub mod audit;
 pub mod binaries;
 pub mod cluster;
 pub mod dice;
+pub mod kubernetes;
 pub mod node;
 pub mod pinger;
 pub mod pod;
