@@ -9,6 +9,9 @@
 pub mod engine;
 pub mod explain;
 pub mod feed;
+pub(crate) mod conntrack;
+pub(crate) mod nflog;
+pub(crate) mod nft;
 pub mod objects;
 pub mod selector;
 pub mod state;

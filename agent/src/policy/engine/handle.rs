@@ -14,6 +14,7 @@ use super::report::PolicyReport;
 use super::{AdmitError, PolicyConfig, PolicyError};
 use crate::dataplane::handle::lock;
 use crate::mesh::net::BoxFuture;
+use crate::policy::conntrack::Entry;
 use crate::policy::explain::{End, ExplainError, Explanation};
 use crate::policy::objects::{LocalPod, PodRef, Text};
 use crate::policy::state::Protocol;
@@ -33,6 +34,8 @@ pub trait PodLookup: Send + Sync {
 /// What is asked of the thread.
 pub(super) enum Command {
     Explain(Box<Question>),
+    /// Those of them that are forbidden.
+    Judge(Vec<Entry>, std::sync::mpsc::Sender<Vec<Entry>>),
     Stop,
 }
 
@@ -121,7 +124,10 @@ impl EngineHandle {
     /// [`Self::synced`].
     pub fn start(config: PolicyConfig) -> Result<Self, PolicyError> {
         let io = |what: &'static str| {
-            move |e: std::io::Error| PolicyError::Netlink { what: what.to_owned(), why: e.to_string() }
+            move |e: std::io::Error| PolicyError::Netlink {
+                what: what.to_owned(),
+                why: e.to_string(),
+            }
         };
         let (waker, woken) = UnixStream::pair().map_err(io("make a wake-up pipe"))?;
         waker.set_nonblocking(true).map_err(io("make a wake-up pipe"))?;

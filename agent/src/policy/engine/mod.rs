@@ -5,14 +5,13 @@
 //! stay: a notification or a failure leads to a look at the kernel and to the
 //! difference, an equal table is not touched.
 
+mod books;
 mod driver;
 mod handle;
 mod report;
 
 pub use handle::{EngineHandle, PodLookup};
-pub use report::{
-    Count, Established, PodReport, PolicyReport, Refused, RefusedPort, TableReport,
-};
+pub use report::{Count, Established, PodReport, PolicyReport, Refused, RefusedPort, TableReport};
 
 use crate::policy::world::Settings;
 
@@ -39,7 +38,9 @@ pub enum PolicyError {
         why: String,
     },
     /// The kernel refused the rules.
-    #[error("policy: nftables: {what}: {why}; is nf_tables (with sets, log and conntrack) in this kernel?")]
+    #[error(
+        "policy: nftables: {what}: {why}; is nf_tables (with sets, log and conntrack) in this kernel?"
+    )]
     Nftables {
         /// Doing what.
         what: String,
@@ -50,7 +51,9 @@ pub enum PolicyError {
     #[error("policy: the pod network had no {0} addresses when the agent started; restart it")]
     Family(&'static str),
     /// The policy thread is gone.
-    #[error("the policy engine has stopped; see the log for its last error, then restart the agent")]
+    #[error(
+        "the policy engine has stopped; see the log for its last error, then restart the agent"
+    )]
     Stopped,
 }
 

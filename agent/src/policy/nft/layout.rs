@@ -12,7 +12,7 @@ use std::net::IpAddr;
 
 use super::LOG_GROUP;
 use super::elements::{
-    self, Fam, address_key, chain_name, counted, keys, pair_key, pairs, protocol_key, protocols,
+    Fam, address_key, chain_name, counted, keys, pair_key, pairs, protocol_key, protocols,
     refused_ports, set_name, shape, verdicts, way,
 };
 use super::model::{Body, Desired, Elements, Set, Shape};
@@ -109,8 +109,11 @@ pub(crate) fn base() -> Desired {
         chain(fam.name("judge"), None, judge(fam));
         chain(fam.name(STRAY), None, stray(fam));
         for direction in DIRECTIONS {
-            let count = own(Rule::default().family(fam.is_v6()), direction, fam)
-                .lookup(&refused_name(direction, fam), REG, None);
+            let count = own(Rule::default().family(fam.is_v6()), direction, fam).lookup(
+                &refused_name(direction, fam),
+                REG,
+                None,
+            );
             let on = Rule::default().verdict(GOTO, Some(&format!("refuse-{}", way(direction))));
             chain(deny_name(direction, fam), None, vec![count, on]);
         }
@@ -127,18 +130,16 @@ pub(crate) fn base() -> Desired {
             rules.push(count);
         }
         let prefix = format!("{PREFIX}{what}");
-        rules.push(Rule::default().limit(LOGS_PER_SECOND, LOG_BURST).log(
-            &prefix,
-            LOG_GROUP,
-            LOG_BYTES,
-        ));
+        rules.push(
+            Rule::default().limit(LOGS_PER_SECOND, LOG_BURST).log(&prefix, LOG_GROUP, LOG_BYTES),
+        );
         rules.push(Rule::default().verdict(DROP, None));
         chain(format!("refuse-{what}"), None, rules);
     }
     out
 }
 
-fn deny_name(direction: Direction, fam: Fam) -> String {
+pub(crate) fn deny_name(direction: Direction, fam: Fam) -> String {
     fam.name(&format!("deny-{}", way(direction)))
 }
 
@@ -185,11 +186,19 @@ pub(crate) type Kinds<'a> = dyn Fn(&SetId) -> Option<SetKind> + 'a;
 /// The chains of the kernel for one of the policy. A set that `kinds` does not
 /// know holds nothing: rules of it match nothing, unless they refuse; those
 /// match everything.
-pub(crate) fn chains(id: &ChainId, chain: &Chain, fam: Fam, kinds: &Kinds<'_>) -> Vec<(String, Body)> {
+pub(crate) fn chains(
+    id: &ChainId,
+    chain: &Chain,
+    fam: Fam,
+    kinds: &Kinds<'_>,
+) -> Vec<(String, Body)> {
     let name = chain_name(chain.direction, fam, id);
     let main_name = format!("{name}.main");
     let write = |rules: &[crate::policy::state::Rule]| {
-        rules.iter().flat_map(|rule| rule_for(rule, chain.direction, fam, &main_name, kinds)).collect()
+        rules
+            .iter()
+            .flat_map(|rule| rule_for(rule, chain.direction, fam, &main_name, kinds))
+            .collect()
     };
     let mut main: Vec<Vec<u8>> = write(&chain.main);
     if chain.end != Action::Accept {
@@ -248,7 +257,6 @@ fn rule_for(
             out = out
                 .family(fam.is_v6())
                 .load_l4proto(REG + words)
-                .lookup_protocols(REG + words)
                 .load_address(false, fam.is_v6(), REG)
                 .load_dport(REG + words + 1)
                 .lookup(&set_name(kinds(id)?, fam, id), REG, None);
@@ -304,7 +312,7 @@ pub(crate) fn layout(state: &PolicyState, families: Families) -> Desired {
         }
         for (direction, chain) in verdict_elements(*ip, subject) {
             if let Some(map) = out.sets.get_mut(&map_name(direction, fam)) {
-                map.elements.insert(elements::address_key(*ip), chain);
+                map.elements.insert(address_key(*ip), chain);
             }
         }
     }

@@ -8,6 +8,7 @@
 //! [`layout`], [`model`] and [`track`] are pure; [`kernel`] reads and writes.
 
 pub(crate) mod elements;
+pub(crate) mod hold;
 pub(crate) mod kernel;
 pub(crate) mod layout;
 pub(crate) mod model;

@@ -81,6 +81,33 @@ pub(crate) struct Observed {
     pub(crate) chains: BTreeMap<String, Chain>,
 }
 
+impl Observed {
+    /// What is there after a transaction.
+    pub(crate) fn apply(&mut self, edit: &Edit) {
+        if edit.reset {
+            *self = Self { live: true, ..Self::default() };
+        }
+        for (name, shape) in &edit.new_sets {
+            self.sets.insert(name.clone(), Set { shape: *shape, elements: Elements::new() });
+        }
+        for (name, body) in edit.new_chains.iter().chain(&edit.rewrite) {
+            self.chains.insert(name.clone(), body.chain());
+        }
+        for (name, keys) in &edit.remove {
+            if let Some(set) = self.sets.get_mut(name) {
+                set.elements.retain(|key, _| !keys.contains(key));
+            }
+        }
+        for (name, elements) in &edit.add {
+            if let Some(set) = self.sets.get_mut(name) {
+                set.elements.extend(elements.clone());
+            }
+        }
+        self.chains.retain(|name, _| !edit.old_chains.contains(name));
+        self.sets.retain(|name, _| !edit.old_sets.contains(name));
+    }
+}
+
 /// The table as it should be.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Desired {
@@ -157,7 +184,10 @@ pub(crate) fn diff(desired: &Desired, observed: &Observed) -> Edit {
         || observed.sets.is_empty()
         || desired.sets.iter().any(reshaped)
         || desired.chains.iter().any(rehooked)
-        || observed.chains.iter().any(|(name, c)| c.hook.is_some() && !desired.chains.contains_key(name))
+        || observed
+            .chains
+            .iter()
+            .any(|(name, c)| c.hook.is_some() && !desired.chains.contains_key(name))
     {
         return rebuild(desired);
     }
@@ -165,7 +195,9 @@ pub(crate) fn diff(desired: &Desired, observed: &Observed) -> Edit {
     for (name, body) in &desired.chains {
         match observed.chains.get(name) {
             None => edit.new_chains.insert(name.clone(), body.clone()),
-            Some(found) if *found != body.chain() => edit.rewrite.insert(name.clone(), body.clone()),
+            Some(found) if *found != body.chain() => {
+                edit.rewrite.insert(name.clone(), body.clone())
+            }
             Some(_) => None,
         };
     }
