@@ -13,7 +13,7 @@ use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, bail};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
@@ -23,7 +23,7 @@ use nix::sys::socket::{
 use weft_agent::lab::netns::Netns;
 use weft_agent::policy::state::Protocol;
 
-use crate::sctp;
+use crate::{Result, sctp};
 
 /// Nothing more is on its way when nothing came for so long: a packet from pod
 /// to pod takes less than a tenth of a millisecond here.

@@ -20,11 +20,12 @@ const ROWS: usize = 200;
 const NAMES: usize = 3;
 
 /// What engine and feed say, as one value.
-pub fn of(report: PolicyReport, feed: FeedStatus) -> PolicyStatus {
+pub fn of(report: PolicyReport, feed: FeedStatus, busy: bool) -> PolicyStatus {
     let table = report.table;
     PolicyStatus {
         synced: report.synced,
         enforced: report.enforced,
+        busy,
         pods: report.pods.into_iter().map(pod).collect(),
         table: PolicyTable {
             in_sync: table.in_sync,
@@ -54,6 +55,7 @@ pub fn of(report: PolicyReport, feed: FeedStatus) -> PolicyStatus {
                 name: s.name.to_owned(),
                 complete: s.complete,
                 objects: s.objects,
+                version: s.version,
                 heard_s: s.heard_s,
                 failing_s: s.failing_s,
                 why: s.why,

@@ -137,6 +137,7 @@ pub(crate) fn policy() -> PolicyStatus {
         name: name.into(),
         complete: true,
         objects,
+        version: 7,
         heard_s: Some(2),
         failing_s,
         why: why.map(str::to_owned),
@@ -148,6 +149,7 @@ pub(crate) fn policy() -> PolicyStatus {
     PolicyStatus {
         synced: true,
         enforced: true,
+        busy: false,
         pods: vec![
             pod("shop", "front", "10.32.0.6", open(), open()),
             pod("shop", "db", "10.32.0.5", direction(true, &db, 12), from_db),

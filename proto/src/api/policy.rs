@@ -11,6 +11,8 @@ pub struct PolicyStatus {
     pub synced: bool,
     /// The kernel has had the whole policy in this life of the agent.
     pub enforced: bool,
+    /// Something that was learned is not in the kernel yet.
+    pub busy: bool,
     /// Pods of this node.
     pub pods: Vec<PolicyPod>,
     /// The table in the kernel.
@@ -106,6 +108,8 @@ pub struct PolicySource {
     pub complete: bool,
     /// Objects known.
     pub objects: usize,
+    /// Resource version up to which all is known.
+    pub version: u64,
     /// Seconds since the server was last heard about it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub heard_s: Option<u64>,

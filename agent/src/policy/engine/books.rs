@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Instant;
 
-use super::report::{Count, Refused as RefusedReport, RefusedPort};
+use super::report::{Count, RefusedPackets, RefusedPort};
 use crate::dataplane::netlink::codec::ip;
 use crate::dataplane::netlink::socket::{Refused, Requests};
 use crate::policy::explain::{End, Explanation, Reason};
@@ -74,13 +74,13 @@ impl Books {
         )
     }
 
-    pub(super) fn refused(&self) -> RefusedReport {
+    pub(super) fn refused(&self) -> RefusedPackets {
         let port = |((protocol, port), packets): (&(u8, u16), &u64)| RefusedPort {
             protocol: protocol_name(*protocol),
             port: *port,
             packets: *packets,
         };
-        RefusedReport {
+        RefusedPackets {
             ingress: self.totals[1],
             egress: self.totals[0],
             ports: self.ports.sums.iter().map(port).collect(),

@@ -19,7 +19,7 @@ use weft_proto::api::{Condition, Health};
 
 use super::books::Books;
 use super::handle::{Applied, Command, Shared};
-use super::report::{PodReport, PolicyReport, Refused as RefusedReport, TableReport};
+use super::report::{PodReport, PolicyReport, TableReport};
 use super::{PolicyConfig, PolicyError};
 use crate::dataplane::events::{Events, Source};
 use crate::dataplane::handle::lock;
@@ -356,11 +356,20 @@ impl Driver {
         let new: BTreeMap<Text, LocalPod> =
             pods.iter().map(|pod| (pod.id.clone(), pod.clone())).collect();
         let old = std::mem::replace(&mut self.local, new);
-        let addresses = |of: &BTreeMap<Text, LocalPod>| -> BTreeSet<IpAddr> {
-            of.values().flat_map(|pod| pod.addresses.iter().copied()).collect()
+        let holder = |of: &BTreeMap<Text, LocalPod>| -> BTreeMap<IpAddr, Text> {
+            let each = |(id, pod): (&Text, &LocalPod)| {
+                pod.addresses.iter().map(|ip| (*ip, id.clone())).collect::<Vec<_>>()
+            };
+            of.iter().flat_map(each).collect()
         };
-        let now = addresses(&self.local);
-        let mut gone: BTreeSet<IpAddr> = addresses(&old).difference(&now).copied().collect();
+        let holders = holder(&self.local);
+        // Also one that another pod got in the meantime.
+        let mut gone: BTreeSet<IpAddr> = holder(&old)
+            .into_iter()
+            .filter(|(ip, id)| holders.get(ip) != Some(id))
+            .map(|(ip, _)| ip)
+            .collect();
+        let now: BTreeSet<IpAddr> = holders.into_keys().collect();
         if matches!(self.stage, Stage::Waiting) {
             // Leases of an earlier life keep what they have, also if that is nothing.
             let mut held = Held::of(&self.observed);
@@ -527,7 +536,7 @@ impl Driver {
             enforced: following,
             pods: pods.collect(),
             table: self.table.clone(),
-            refused: RefusedReport { ..self.books.refused() },
+            refused: self.books.refused(),
             established: *lock(&self.outcome),
             problems: self.world.problems(),
         };

@@ -193,6 +193,12 @@ impl EngineHandle {
         self.applied().await.map(|_| ())
     }
 
+    /// True while something that was put in is not in the kernel yet.
+    pub fn busy(&self) -> bool {
+        let wanted = lock(&self.shared().inbox).generation;
+        self.shared().applied.borrow().generation < wanted
+    }
+
     async fn applied(&self) -> Result<Applied, PolicyError> {
         let wanted = lock(&self.shared().inbox).generation;
         let mut applied = self.shared().applied.subscribe();

@@ -11,8 +11,14 @@ mod handle;
 mod report;
 
 pub use handle::{EngineHandle, PodLookup};
-pub use report::{Count, Established, PodReport, PolicyReport, Refused, RefusedPort, TableReport};
+pub use report::{
+    Count, Established, PodReport, PolicyReport, RefusedPackets, RefusedPort, TableReport,
+};
 
+use netlink_sys::protocols::NETLINK_NETFILTER;
+
+use crate::dataplane::netlink::socket::{Refused, Requests};
+use crate::policy::nft::{TABLE, kernel};
 use crate::policy::world::Settings;
 
 /// What does not change while the agent runs.
@@ -66,4 +72,19 @@ pub enum AdmitError {
     /// Not in time.
     #[error("policy: the rules of {0} are not in the kernel yet; try again")]
     Late(String),
+}
+
+/// Removes the table from the kernel of the calling thread's network namespace;
+/// true if there was one.
+pub fn remove() -> Result<bool, PolicyError> {
+    let failed = |why: Refused| PolicyError::Nftables {
+        what: format!("remove table {TABLE}"),
+        why: why.to_string(),
+    };
+    let mut nft = Requests::open(NETLINK_NETFILTER).map_err(|e| failed(e.into()))?;
+    let there = kernel::exists(&mut nft).map_err(failed)?;
+    if there {
+        kernel::remove(&mut nft).map_err(failed)?;
+    }
+    Ok(there)
 }

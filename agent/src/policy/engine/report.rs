@@ -30,7 +30,7 @@ pub struct PodReport {
     pub refused_egress: Count,
 }
 
-/// Refused packets to a port. Bounded: see `other` of [`Refused`].
+/// Refused packets to a port. Bounded: see `other` of [`RefusedPackets`].
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct RefusedPort {
     /// `tcp`, `udp`, `sctp`.
@@ -43,7 +43,7 @@ pub struct RefusedPort {
 
 /// Refused packets since the table was made.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-pub struct Refused {
+pub struct RefusedPackets {
     /// To pods of this node, all there were in this life of the agent.
     pub ingress: Count,
     /// From pods of this node.
@@ -105,7 +105,7 @@ pub struct PolicyReport {
     /// The table.
     pub table: TableReport,
     /// Refused packets.
-    pub refused: Refused,
+    pub refused: RefusedPackets,
     /// Established connections.
     pub established: Established,
     /// Parts of policies that are not enforced as written.

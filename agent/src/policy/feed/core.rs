@@ -103,6 +103,8 @@ struct Stand {
     complete: bool,
     /// Number of the list under way, or of the last one.
     list: u32,
+    /// Version up to which all is known.
+    version: u64,
     known: HashMap<Arc<str>, Seen>,
     trouble: Option<(Instant, Failure)>,
     heard: Option<Instant>,
@@ -123,6 +125,8 @@ pub(super) struct SourceState {
     pub(super) complete: bool,
     /// Objects known.
     pub(super) objects: usize,
+    /// Resource version up to which all is known.
+    pub(super) version: u64,
     /// Since when it cannot be followed, and why.
     pub(super) trouble: Option<(Instant, Failure)>,
     /// When the server was last heard about it.
@@ -183,6 +187,7 @@ impl<B> Core<B> {
                 source: *source,
                 complete: stand.complete,
                 objects: stand.known.len(),
+                version: stand.version,
                 trouble: stand.trouble.clone(),
                 heard: stand.heard,
             })
@@ -199,10 +204,19 @@ impl<B> Core<B> {
     ) -> Step<B> {
         let mut ops = Vec::new();
         let stand = self.stands.entry(source).or_default();
-        if !matches!(heard, Heard::Failed(_)) {
-            stand.heard = Some(now);
-            stand.trouble = None;
+        match &heard {
+            Heard::Failed(_) | Heard::Answer(_) => {}
+            _ => {
+                stand.heard = Some(now);
+                stand.trouble = None;
+            }
         }
+        let upto = match &heard {
+            Heard::End(version) | Heard::Alive(Some(version)) => Some(version),
+            Heard::Put(object) | Heard::Gone(object) => Some(&object.version),
+            _ => None,
+        };
+        stand.version = upto.and_then(|v| v.parse().ok()).unwrap_or(stand.version);
         match heard {
             Heard::Begin => stand.list = stand.list.wrapping_add(1),
             Heard::Items(items) => {
@@ -210,14 +224,14 @@ impl<B> Core<B> {
                     self.put(source, object, &mut ops);
                 }
             }
-            Heard::Put(object) => self.put(source, object, &mut ops),
+            Heard::Put(object) | Heard::Answer(object) => self.put(source, object, &mut ops),
             Heard::Gone(object) => self.gone(source, &object.key, &mut ops),
-            Heard::End => {
+            Heard::End(_) => {
                 stand.complete = true;
                 let list = stand.list;
                 self.forget(source, |seen| seen.list != list, &mut ops);
             }
-            Heard::Alive => {}
+            Heard::Alive(_) => {}
             Heard::Failed(failure) => self.failed(source, failure, now, &mut ops),
         }
         let start = self.start();

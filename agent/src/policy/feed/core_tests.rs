@@ -63,7 +63,7 @@ impl Feed {
         self.hear(source, Heard::Begin);
         let items = objects.iter().map(|(key, version)| object(key, *version)).collect();
         self.hear(source, Heard::Items(items));
-        self.hear(source, Heard::End);
+        self.hear(source, Heard::End("7".to_owned()));
     }
 }
 
@@ -122,7 +122,7 @@ fn trouble_is_told_and_changes_nothing() {
     assert_eq!(feed.now.duration_since(since).as_secs(), 9);
     assert!(state.complete);
     assert_eq!(feed.world, before);
-    feed.hear(Source::LocalPods, Heard::Alive);
+    feed.hear(Source::LocalPods, Heard::Alive(None));
     assert!(feed.core.sources().iter().all(|s| s.trouble.is_none()));
     feed.list(Source::Namespaces, &[]);
     // What may not be read is no reason to wait only where it may be missing.
@@ -138,11 +138,13 @@ fn an_older_answer_does_not_overrule_the_watch() {
     let mut feed = Feed::new();
     feed.list(Source::LocalPods, &[]);
     feed.hear(Source::LocalPods, Heard::Put(object("a/x", 11)));
-    feed.hear(Source::LocalPods, Heard::Put(object("a/x", 10)));
+    feed.hear(Source::LocalPods, Heard::Answer(object("a/x", 10)));
+    let state = feed.core.sources().remove(0);
+    assert_eq!((state.source, state.version), (Source::LocalPods, 11));
     assert_eq!(feed.world[&(Kind::Pod, "a/x".to_owned())], 11);
     assert!(feed.core.knows(Source::LocalPods, "a/x"));
     // One that was only asked for is forgotten by the next list, too.
-    feed.hear(Source::LocalPods, Heard::Put(object("a/y", 12)));
+    feed.hear(Source::LocalPods, Heard::Answer(object("a/y", 12)));
     feed.list(Source::LocalPods, &[("a/x", 13)]);
     assert_eq!(feed.world.len(), 1);
 }

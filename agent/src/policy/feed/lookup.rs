@@ -82,7 +82,7 @@ impl Lookup {
             match self.client.request::<Item<T>>(request).await {
                 Ok(Item { key, version, body: Ok(read) }) => {
                     let object = Object { key, version, body: Some(body(read)) };
-                    self.shared.hear([(source, Heard::Put(object))]);
+                    self.shared.hear([(source, Heard::Answer(object))]);
                     return true;
                 }
                 Ok(Item { body: Err(why), .. }) => {

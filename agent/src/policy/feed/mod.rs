@@ -192,13 +192,14 @@ fn objects<T: DeserializeOwned>(
     match heard {
         Heard::Begin => Heard::Begin,
         Heard::Items(items) => Heard::Items(items.into_iter().filter_map(object).collect()),
-        Heard::End => Heard::End,
-        Heard::Put(item) => object(item).map_or(Heard::Alive, Heard::Put),
+        Heard::End(version) => Heard::End(version),
+        Heard::Put(item) => object(item).map_or(Heard::Alive(None), Heard::Put),
         // Who is gone is told by the name alone.
         Heard::Gone(item) => {
             Heard::Gone(Object { key: item.key, version: item.version, body: None })
         }
-        Heard::Alive => Heard::Alive,
+        Heard::Answer(item) => object(item).map_or(Heard::Alive(None), Heard::Answer),
+        Heard::Alive(version) => Heard::Alive(version),
         Heard::Failed(failure) => Heard::Failed(failure),
     }
 }

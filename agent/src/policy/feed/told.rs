@@ -67,6 +67,8 @@ pub struct SourceStatus {
     pub complete: bool,
     /// Objects that count.
     pub objects: usize,
+    /// Resource version up to which all is known.
+    pub version: u64,
     /// Seconds since the server was last heard about it.
     pub heard_s: Option<u64>,
     /// Seconds for which it could not be followed.
@@ -97,6 +99,7 @@ pub(super) fn status(synced: bool, sources: &[SourceState], now: Instant) -> Fee
                 name: s.source.name(),
                 complete: s.complete,
                 objects: s.objects,
+                version: s.version,
                 heard_s: s.heard.map(seconds),
                 failing_s: s.trouble.as_ref().map(|(since, _)| seconds(*since)),
                 why: s.trouble.as_ref().map(|(_, failure)| words(failure)),
@@ -167,7 +170,7 @@ mod tests {
     use super::*;
 
     fn state(source: Source, trouble: Option<(Instant, Failure)>) -> SourceState {
-        SourceState { source, complete: true, objects: 3, trouble, heard: None }
+        SourceState { source, complete: true, objects: 3, version: 7, trouble, heard: None }
     }
 
     #[test]

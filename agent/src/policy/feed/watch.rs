@@ -44,14 +44,16 @@ pub(super) enum Heard<T> {
     Begin,
     /// Part of the list.
     Items(Vec<T>),
-    /// The list is complete.
-    End,
+    /// The list is complete, as of this version.
+    End(String),
     /// Made or changed.
     Put(T),
     /// Deleted; its last state.
     Gone(T),
-    /// The server was heard, nothing changed.
-    Alive,
+    /// The answer to a question about one object, past the watch.
+    Answer(T),
+    /// The server was heard; nothing changed up to this version, if it named one.
+    Alive(Option<String>),
     /// A request failed.
     Failed(Failure),
 }
@@ -143,7 +145,7 @@ where
     send(tell, wrap(Heard::Items(list.items))).await?;
     let version = list.metadata.resource_version.unwrap_or_default();
     if cursor.page(&version, list.metadata.continue_.as_deref()) {
-        send(tell, wrap(Heard::End)).await?;
+        send(tell, wrap(Heard::End(version))).await?;
     }
     Ok(())
 }
@@ -167,7 +169,7 @@ where
     let answer = timeout(ANSWER, client.request_events::<T>(request)).await;
     let stream = answer.map_err(|_| silent("a watch"))?.map_err(|e| failure(&e))?;
     let mut stream = std::pin::pin!(stream);
-    send(tell, wrap(Heard::Alive)).await?;
+    send(tell, wrap(Heard::Alive(None))).await?;
     let whole = Duration::from_secs(u64::from(seconds) + 10);
     loop {
         let left = whole.saturating_sub(start.elapsed());
@@ -188,7 +190,8 @@ where
             WatchEvent::Deleted(object) => (object.version().to_owned(), Heard::Gone(object)),
             WatchEvent::Bookmark(mark) => {
                 bookmarks = true;
-                (mark.metadata.resource_version, Heard::Alive)
+                let version = mark.metadata.resource_version;
+                (version.clone(), Heard::Alive(Some(version)))
             }
             WatchEvent::Error(status) => {
                 return Err(failure(&kube::Error::Api(status)).into());

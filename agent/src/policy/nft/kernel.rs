@@ -66,6 +66,14 @@ pub(crate) fn write(socket: &mut Requests, edit: &Edit) -> Result<(), Refused> {
     batch.commit()
 }
 
+/// True if there is a table of that name.
+pub(crate) fn exists(socket: &mut Requests) -> Result<bool, Refused> {
+    let mut found = false;
+    let all = |w: &mut Writer| header(w, FAMILY as u8, 0);
+    socket.dump(GETTABLE, all, |_, payload| found |= body(payload).is_some())?;
+    Ok(found)
+}
+
 /// Removes the table. One that is not there is no error.
 pub(crate) fn remove(socket: &mut Requests) -> Result<(), Refused> {
     let mut batch = Batch::new(socket, TABLE);
