@@ -108,6 +108,7 @@ impl App {
             ipam,
             dataplane,
             overlay,
+            kubernetes: self.kubernetes.as_ref().map(super::kubernetes::Wired::status),
         }
     }
 
