@@ -1,8 +1,6 @@
 //! Network policy in the daemon: whether it is enforced, for which pods, and what
 //! an ADD and a DEL wait for.
 
-use std::path::Path;
-
 use weft_proto::api::LeaseInfo;
 use weft_proto::attachment::AttachmentKey;
 
@@ -12,14 +10,6 @@ use crate::config::Config;
 use crate::policy::engine::{AdmitError, EngineHandle, PolicyConfig, PolicyError};
 use crate::policy::objects::{LocalPod, PodRef};
 use crate::policy::world::Settings;
-
-/// Where a pod finds who it is to the API server.
-const TOKEN: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
-
-/// True if there is an API server to learn policies from.
-pub(super) fn in_kubernetes() -> bool {
-    Path::new(TOKEN).exists()
-}
 
 /// Starts the engine where policy is to be enforced. Where it is not, rules that
 /// an earlier life left are removed: nobody would keep them right, and the next

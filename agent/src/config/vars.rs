@@ -183,6 +183,22 @@ pub const VARS: &[Var] = &[
         .alias(&["WEAVE_CNI_PLUGIN_DIR"])
         .empty_counts()
         .help("where the CNI plugin is installed"),
+    Var::new("KUBERNETES", "auto", "auto or off")
+        .example("off")
+        .help("auto: use the API server if KUBECONFIG is set or this is a pod with a service account"),
+    Var::new("KUBECONFIG", "", DIR)
+        .example("/etc/kubernetes/weft.conf")
+        .help("file that says where the API server is and who asks; default: the pod's service account"),
+    Var::new("KUBE_APISERVER", "", "https://HOST:PORT")
+        .example("https://192.0.2.1:6443")
+        .help("another address of the API server: one that needs no kube-proxy"),
+    Var::new("KUBERNETES_SERVICE_HOST", "", "a host name or an IP address")
+        .example("10.96.0.1")
+        .help("address of the API server's service; set by the kubelet"),
+    Var::new("KUBERNETES_SERVICE_PORT", "443", PORT)
+        .help("port of the API server's service; set by the kubelet"),
+    Var::new("POD_NAMESPACE", "kube-system", "a namespace")
+        .help("where ConfigMap and Secret `weft` are kept"),
     Var::new("LOG_FORMAT", "text", "text or json").example("json").help("form of the log"),
     Var::new("LOG_LEVEL", "info", "error, warn, info, debug or trace")
         .alias(&["WEAVE_LOG_LEVEL"])
