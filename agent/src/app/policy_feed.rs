@@ -9,7 +9,7 @@ use weft_proto::api::{Condition, Health, PolicyStatus};
 
 use super::App;
 use super::kubernetes::Wired;
-use crate::api::backend::{BackendError, PolicyQuestion};
+use crate::api::backend::{BackendError, NO_POLICY, PolicyQuestion};
 use crate::kube::tidings::Tidings;
 use crate::policy::engine::EngineHandle;
 use crate::policy::explain::Explanation;
@@ -125,10 +125,7 @@ impl App {
         question: PolicyQuestion,
     ) -> Result<Explanation, BackendError> {
         let Some(engine) = &self.policy else {
-            return Err(BackendError::NotFound(
-                "network policy is not enforced: EXPECT_NPC=0, or this is not Kubernetes"
-                    .to_owned(),
-            ));
+            return Err(BackendError::NotFound(NO_POLICY.to_owned()));
         };
         let PolicyQuestion { from, to, protocol, port } = question;
         let answer = engine.explain(from, to, protocol, port).await;

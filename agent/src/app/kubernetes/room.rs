@@ -116,6 +116,7 @@ impl Backend for Room {
             dataplane: DataplaneStatus::default(),
             overlay: OverlayStatus::default(),
             kubernetes: Some(self.kube.status(None)),
+            policy: None,
             conditions,
         }
     }
