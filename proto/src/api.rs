@@ -89,6 +89,9 @@ pub struct LeaseInfo {
     /// `namespace/name`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod: Option<String>,
+    /// Uid of the pod, if the runtime gave one: a pod made again has another.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uid: Option<String>,
     /// Since when, Unix milliseconds.
     pub since_ms: u64,
     /// Host end of the veth, empty for leases without one (the node's own address, claims over HTTP).

@@ -55,6 +55,7 @@ impl App {
             .map(|name| format!("{}/{name}", arg("K8S_POD_NAMESPACE").map_or("", String::as_str)));
         LeaseFacts {
             pod,
+            uid: arg("K8S_POD_UID").cloned(),
             host_ifname: names::host_ifname(&request.key.container_id, &request.key.ifname),
             port_mappings: request.port_mappings.clone(),
         }
@@ -102,6 +103,7 @@ impl App {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         self.dataplane.settled().await.map_err(|e| BackendError::Internal(e.to_string()))?;
+        self.admit(key, deadline).await?;
         undo.taken.clear();
         let first = addresses.first().copied().ok_or_else(|| {
             BackendError::NotReady("the cluster's ranges are not known yet".to_owned())
@@ -170,6 +172,7 @@ impl Backend for App {
                     .settled()
                     .await
                     .map_err(|e| BackendError::Internal(e.to_string()))?;
+                self.policy_settled().await?;
             }
             Ok(had)
         })

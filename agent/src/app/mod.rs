@@ -13,6 +13,7 @@ mod intent;
 mod loops;
 mod own_address;
 mod peers;
+mod policy;
 mod probing;
 mod remove;
 mod renew;
@@ -37,6 +38,7 @@ use crate::dataplane::intent::PeerIntent;
 use crate::ipam_service::{IpamService, Registry};
 use crate::mesh::MeshHandle;
 use crate::mesh::net::BoxFuture;
+use crate::policy::engine::EngineHandle;
 
 pub use start::{cleanup, run};
 
@@ -52,6 +54,8 @@ pub(crate) struct App {
     mesh: MeshHandle,
     consensus: ConsensusHandle,
     dataplane: DataplaneHandle,
+    /// Enforces network policy, where there is one to enforce.
+    policy: Option<EngineHandle>,
     ipam: Arc<IpamService>,
     registry: Arc<dyn Registry>,
     underlay: Vec<IpAddr>,
@@ -108,6 +112,7 @@ impl App {
             .ipam
             .with_leases(|leases| intent::intent(&ledger, peers, own, leases.values(), settling));
         self.dataplane.set_intent(intent);
+        self.publish_policy();
         true
     }
 

@@ -14,6 +14,7 @@ use super::remove::host_bits;
 use crate::ipam_service::Stand;
 use crate::mesh::Refusal;
 use crate::mesh::net::{MeshView, PeerNet};
+use crate::policy::engine::EngineHandle;
 use crate::status::count;
 
 /// How long a refusal stays on the screen after it last happened.
@@ -205,6 +206,7 @@ impl App {
         stand: &Stand,
     ) -> Vec<Condition> {
         let mut all = self.dataplane.conditions();
+        all.extend(self.policy.iter().flat_map(EngineHandle::conditions));
         all.extend(
             self.conditions.lock().unwrap_or_else(PoisonError::into_inner).values().cloned(),
         );

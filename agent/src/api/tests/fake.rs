@@ -139,6 +139,7 @@ impl Backend for Fake {
             key: key.clone(),
             addresses: vec!["10.32.0.5".parse().unwrap()],
             pod: Some("default/web".into()),
+            uid: None,
             since_ms: 1,
             host_ifname: "weftx".into(),
             port_mappings: vec![],
