@@ -10,5 +10,6 @@ mod files;
 pub mod ipam_service;
 pub mod lab;
 pub mod mesh;
+pub mod policy;
 pub mod probe;
 pub mod status;

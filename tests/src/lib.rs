@@ -4,6 +4,7 @@
 //! bad luck do, and waits for conditions. Everything is uniquely named and
 //! removed on drop; what a killed test leaves, the next one removes.
 
+pub mod apiserver;
 pub mod audit;
 pub mod binaries;
 pub mod cluster;
@@ -19,6 +20,7 @@ pub mod stranger;
 pub mod stream;
 pub mod wait;
 
+pub use apiserver::ApiServer;
 pub use cluster::Cluster;
 pub use node::Node;
 pub use pod::Pod;

@@ -1,0 +1,14 @@
+//! Network policy: who may open a connection to whom.
+//!
+//! ```text
+//! API objects ──► World ──► Delta ──► nftables table `inet weft-policy`
+//! leases ────────►  (pure)              (one transaction per change)
+//! ```
+//! [`state`] is the border: what the compiler makes and the kernel part applies.
+
+pub mod explain;
+pub mod objects;
+pub mod selector;
+pub mod state;
+pub mod verdict;
+pub mod world;
