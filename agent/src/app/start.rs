@@ -209,6 +209,7 @@ async fn serve(config: Config) -> Result<End> {
         underlay,
         routes: Mutex::new(Routes::default()),
         conditions: Mutex::default(),
+        feed: None,
         probing: Mutex::default(),
         recovered: AtomicBool::new(false),
         config,
