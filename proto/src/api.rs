@@ -8,6 +8,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::attachment::AttachmentKey;
 
+pub mod policy;
+pub use policy::{
+    PolicyDirection, PolicyPod, PolicyProblem, PolicyRefusedPort, PolicySource, PolicyStatus,
+    PolicyTable,
+};
+
 /// Header that carries the local token on requests that change something.
 pub const TOKEN_HEADER: &str = "x-weft-token";
 
@@ -187,6 +193,9 @@ pub struct Status {
     /// Probes through the overlay.
     #[serde(default)]
     pub overlay: OverlayStatus,
+    /// Network policy; absent where it is not enforced.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<PolicyStatus>,
 }
 
 /// This node.

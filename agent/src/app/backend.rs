@@ -13,10 +13,11 @@ use weft_proto::ledger::{Op, Outcome};
 use weft_proto::names;
 
 use super::App;
-use crate::api::backend::{Backend, BackendError};
+use crate::api::backend::{Backend, BackendError, PolicyQuestion};
 use crate::consensus::RecoverError;
 use crate::ipam_service::{IpamService, LeaseFacts, http_key};
 use crate::mesh::net::BoxFuture;
+use crate::policy::explain::Explanation;
 
 /// How long after a start this node may yet find voters that it takes for lost.
 const MEETING: Duration = Duration::from_secs(15);
@@ -152,6 +153,13 @@ impl Backend for App {
 
     fn config(&self) -> serde_json::Value {
         self.config.report()
+    }
+
+    fn explain(
+        &self,
+        question: PolicyQuestion,
+    ) -> BoxFuture<'_, Result<Explanation, BackendError>> {
+        Box::pin(self.explain_policy(question))
     }
 
     fn attach(&self, request: AttachRequest) -> BoxFuture<'_, Result<Attachment, BackendError>> {

@@ -14,6 +14,7 @@ mod loops;
 mod own_address;
 mod peers;
 mod policy;
+mod policy_feed;
 mod probing;
 mod remove;
 mod renew;
@@ -39,6 +40,7 @@ use crate::ipam_service::{IpamService, Registry};
 use crate::mesh::MeshHandle;
 use crate::mesh::net::BoxFuture;
 use crate::policy::engine::EngineHandle;
+use crate::policy::feed::Feed;
 
 pub use start::{cleanup, run};
 
@@ -63,6 +65,8 @@ pub(crate) struct App {
     routes: Mutex<Routes>,
     /// Conditions found by the daemon's own loops, by reason.
     conditions: Mutex<BTreeMap<String, Condition>>,
+    /// Tells the engine what the API server knows.
+    feed: Option<Feed>,
     /// Probes through the overlay.
     probing: Mutex<probing::Probing>,
     /// False until leases of an earlier life are known again.

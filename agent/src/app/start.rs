@@ -134,6 +134,7 @@ async fn serve(config: Config) -> Result<End> {
         direct_routing: config.direct_routing,
         hairpin: config.hairpin,
         masquerade: true,
+        forward_accept: config.forward_accept,
     })?;
     let underlay = dataplane.underlay();
     let policy = policy::start(&config, policy::in_kubernetes())?;
@@ -208,6 +209,7 @@ async fn serve(config: Config) -> Result<End> {
         underlay,
         routes: Mutex::new(Routes::default()),
         conditions: Mutex::default(),
+        feed: None,
         probing: Mutex::default(),
         recovered: AtomicBool::new(false),
         config,
@@ -292,7 +294,7 @@ pub fn cleanup(config: &Config) -> Result<Vec<String>> {
     }
     for dir in [&config.run_dir, &config.state_dir] {
         if dir.join("identity.key").exists() || dir.join(names::TOKEN_FILE).exists() {
-            fs::remove_dir_all(dir).with_context(|| format!("cannot remove {}", dir.display()))?;
+            files::remove_dir(dir).with_context(|| format!("cannot remove {}", dir.display()))?;
             removed.push(dir.display().to_string());
         }
     }

@@ -109,6 +109,7 @@ impl App {
             ipam,
             dataplane,
             overlay,
+            policy: self.policy_status(),
         }
     }
 
@@ -211,6 +212,7 @@ impl App {
             self.conditions.lock().unwrap_or_else(PoisonError::into_inner).values().cloned(),
         );
         all.extend(self.path_conditions(&self.mesh.view()));
+        all.extend(self.feed_conditions());
         let ledger = self.consensus.ledger();
         all.extend(self.unknown_addresses(&ledger));
         let joined = ledger.member(self.me).is_some();

@@ -25,10 +25,10 @@ const LOOKUP: Duration = Duration::from_secs(2);
 
 /// Asks the API server for one pod.
 pub trait PodLookup: Send + Sync {
-    /// What it says of that pod and, if that is not known yet, of its namespace.
-    /// Empty if it does not know the pod or does not answer. May take as long as
-    /// it likes: the caller bounds it.
-    fn lookup<'a>(&'a self, pod: &'a PodRef) -> BoxFuture<'a, Vec<Change>>;
+    /// Hands what it says of that pod and, if that is not known yet, of its
+    /// namespace to the engine, in order with what the watches say; true if both
+    /// are known then. May take as long as it likes: the caller bounds it.
+    fn lookup<'a>(&'a self, pod: &'a PodRef) -> BoxFuture<'a, bool>;
 }
 
 /// What is asked of the thread.
@@ -193,6 +193,12 @@ impl EngineHandle {
         self.applied().await.map(|_| ())
     }
 
+    /// True while something that was put in is not in the kernel yet.
+    pub fn busy(&self) -> bool {
+        let wanted = lock(&self.shared().inbox).generation;
+        self.shared().applied.borrow().generation < wanted
+    }
+
     async fn applied(&self) -> Result<Applied, PolicyError> {
         let wanted = lock(&self.shared().inbox).generation;
         let mut applied = self.shared().applied.subscribe();
@@ -218,8 +224,7 @@ impl EngineHandle {
         let Some(lookup) = lookup else { return Ok(()) };
         let enough = deadline.min(Instant::now() + LOOKUP);
         match tokio::time::timeout_at(enough, lookup.lookup(pod)).await {
-            Ok(changes) if !changes.is_empty() => {
-                self.changes(changes);
+            Ok(true) => {
                 tokio::time::timeout_at(deadline, self.applied()).await.map_err(late)??;
             }
             // Isolated as an unknown pod until its labels arrive.
