@@ -4,10 +4,11 @@ use std::os::fd::{AsRawFd, RawFd};
 
 use ipnet::IpNet;
 use netlink_sys::{Socket, protocols};
-use weft_proto::names::RT_PROTOCOL;
+use weft_proto::names::{NFT_TABLE, RT_PROTOCOL};
 
 use super::facts::is_ours;
 use super::netlink::codec::{attr, ip, messages, text, u16_at, u32_at};
+use super::nft::forward;
 
 const MSG_DONTWAIT: i32 = 0x40;
 /// RTNLGRP_*: link, neighbour, IPv4 and IPv6 addresses and routes, nexthops.
@@ -71,16 +72,17 @@ impl Events {
                 .filter(|message| message.port == 0 || !own.contains(&message.port))
                 .any(|message| match self.source {
                     Source::Route => route_matters(message.kind, message.payload, devices, ranges),
-                    Source::Nftables(table) => nft_matters(message.payload, table),
+                    Source::Nftables(table) => nft_matters(message.kind, message.payload, table),
                 });
         }
     }
 }
 
-fn nft_matters(payload: &[u8], table: &str) -> bool {
+fn nft_matters(kind: u16, payload: &[u8], table: &str) -> bool {
     // Every kind of nftables message names its table in attribute 1, except
     // the closing "new generation", where it is a number.
-    payload.get(4..).and_then(|body| attr(body, 1)).map(text).as_deref() == Some(table)
+    (table == NFT_TABLE && forward::matters(kind & 0xff, payload))
+        || payload.get(4..).and_then(|body| attr(body, 1)).map(text).as_deref() == Some(table)
 }
 
 fn route_matters(kind: u16, payload: &[u8], devices: &[u32], ranges: &[IpNet]) -> bool {

@@ -213,13 +213,19 @@ impl KubeNode {
         let launcher = process.id();
         let waited = wait_until(&format!("the boot of {name}"), BOOT, || {
             ended = process.check().err();
-            let booted = || Path::new(&format!("/proc/{}/root/run/booted", init(launcher)?)).exists().then_some(());
+            let booted = || {
+                Path::new(&format!("/proc/{}/root/run/booted", init(launcher)?))
+                    .exists()
+                    .then_some(())
+            };
             Ok(ended.is_some() || booted().is_some())
         });
         match (waited, ended) {
             (Ok(took), None) => Ok(took),
             (_, Some(error)) => Err(error),
-            (Err(error), None) => Err(error.context(format!("{}\n{}", tail(&boot_log), tail(&log)))),
+            (Err(error), None) => {
+                Err(error.context(format!("{}\n{}", tail(&boot_log), tail(&log))))
+            }
         }
     }
 

@@ -56,9 +56,20 @@ impl<'a> Batch<'a> {
         family: Family,
         body: impl FnOnce(&mut Writer),
     ) {
+        self.add_to(kind, flags, family as u8, body);
+    }
+
+    /// The same for a table of a family that we have none in.
+    pub(crate) fn add_to(
+        &mut self,
+        kind: u16,
+        flags: u16,
+        family: u8,
+        body: impl FnOnce(&mut Writer),
+    ) {
         let (seq, table) = (self.socket.next_seq(), self.table);
         self.w.message(kind, flags, seq, |w| {
-            header(w, family as u8, 0);
+            header(w, family, 0);
             w.attr_str(1, table);
             body(w);
         });
