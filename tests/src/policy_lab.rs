@@ -110,8 +110,13 @@ impl PolicyLab {
         labels: &[(&str, &str)],
     ) -> Result<LabPod> {
         let uid = self.bind(namespace, name, node, labels)?;
-        let mut pod = self.attach(namespace, name, node, &uid)?;
+        let pod = self.attach(namespace, name, node, &uid)?;
         self.running(namespace, name, pod.address)?;
+        self.enter(namespace, name, pod)
+    }
+
+    /// Takes an attached pod into the matrix, in the place of the last one of its name.
+    pub fn enter(&mut self, namespace: &str, name: &str, mut pod: LabPod) -> Result<LabPod> {
         let key = format!("{namespace}/{name}");
         let netns = Netns::named(&pod.plan.netns);
         pod.station = match self.pods.get(&key).and_then(|old| old.station) {
@@ -198,10 +203,15 @@ impl PolicyLab {
         Ok(())
     }
 
+    /// DEL of a sandbox.
+    pub fn detach(&self, namespace: &str, name: &str, pod: &LabPod) -> Result {
+        self.call("DEL", pod.node, &pod.plan, namespace, name, &pod.uid)?.ok("DEL")?;
+        Netns::named(&pod.plan.netns).delete()
+    }
+
     /// DEL, and the object goes.
     pub fn remove(&self, namespace: &str, name: &str, pod: &LabPod) -> Result {
-        self.call("DEL", pod.node, &pod.plan, namespace, name, &pod.uid)?.ok("DEL")?;
-        Netns::named(&pod.plan.netns).delete()?;
+        self.detach(namespace, name, pod)?;
         if self.api.get("pods", namespace, name)?.is_some() {
             self.api.delete("pods", namespace, name)?;
         }
