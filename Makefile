@@ -2,6 +2,7 @@
 #   make lab [ARGS="--nodes 5"]   a cluster on this machine, until Ctrl-C
 #   make test                     everything, real packets included (root or sudo)
 #   make bench                    ADD and DEL against bridge + host-local
+#   make bench-policy             what 10,000 policies over 10,000 pods cost
 #   make image                    the container image, in target/image
 #   make verify                   format, lint, licences; changes nothing
 SHELL := bash
@@ -18,7 +19,7 @@ SUDO := sudo -E
 export CARGO_TARGET_$(shell echo $(TRIPLE) | tr a-z- A-Z_)_RUNNER := sudo -E
 endif
 
-.PHONY: build lab test bench image fmt lint deny verify clean-lab
+.PHONY: build lab test bench bench-policy image fmt lint deny verify clean-lab
 
 build:
 	@bash tests/setup.sh build
@@ -42,6 +43,11 @@ bench:
 	@bash tests/setup.sh test
 	@$(MAKE) --no-print-directory build
 	$(SUDO) $(BIN)/bench_attach
+
+bench-policy:
+	@bash tests/setup.sh test
+	@$(MAKE) --no-print-directory build
+	$(SUDO) $(BIN)/bench_policy
 
 image:
 	@bash tests/setup.sh build
