@@ -12,6 +12,7 @@ pub mod node;
 pub mod pinger;
 pub mod pod;
 pub mod podman;
+pub mod policy;
 pub mod reference;
 pub mod stats;
 pub mod stranger;
