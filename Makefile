@@ -47,7 +47,8 @@ bench:
 bench-policy:
 	@bash tests/setup.sh test
 	@$(MAKE) --no-print-directory build
-	$(SUDO) $(BIN)/bench_policy
+	$(BIN)/bench_policy
+	$(SUDO) $(BIN)/bench_policy_packets
 
 image:
 	@bash tests/setup.sh build

@@ -1,274 +1,216 @@
-//! What policies cost: new connections per second and round trips with 0, 100 and
-//! 10,000 policies over 10,000 pods, interleaved nowhere but in one run; and how
-//! long a change takes from the API server to the packet.
+//! The policy compiler alone: time of a full build, time of one change, memory.
+//!
+//! `bench_policy [PODS] [POLICIES]`; figures are printed, never judged.
 
-use std::io::ErrorKind;
-use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
-use serde_json::json;
-use weft_agent::lab::netns::Netns;
-use weft_tests::apiserver::objects;
-use weft_tests::policy_lab::{LabPod, PolicyLab};
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
+use weft_agent::policy::objects::{LocalPod, NetworkPolicy, Pod, PodRef};
+use weft_agent::policy::state::PolicyState;
+use weft_agent::policy::world::{Change, Settings, Unknown, World};
 use weft_tests::stats::{ms, percentile};
 
-const PODS: usize = 10_000;
-const SPACES: usize = 100;
-const STEPS: [usize; 3] = [0, 100, 10_000];
-/// Per figure; each is taken several times and the median counts.
-const ROUND: Duration = Duration::from_millis(700);
-const ROUNDS: usize = 5;
-const CHANGES: usize = 100;
-const PORT: u16 = 9000;
+const NAMESPACES: usize = 100;
+/// Pods of the node whose agent is measured.
+const LOCAL: usize = 110;
+const CHANGES: usize = 1000;
 
 fn main() -> Result<()> {
-    let mut lab = PolicyLab::start(|b| b)?;
-    lab.api.put(&objects::namespace("bench", &[("ns", "bench")]))?;
-    let client = lab.add("bench", "client", 1, &[("app", "client"), ("friend", "yes")])?;
-    let near = lab.add("bench", "near", 1, &[("app", "server")])?;
-    let far = lab.add("bench", "far", 2, &[("app", "server")])?;
-    let servers = [Server::start(&near)?, Server::start(&far)?];
-
+    let mut arguments = std::env::args().skip(1).map(|text| text.parse::<usize>());
+    let pods = arguments.next().transpose()?.unwrap_or(10_000);
+    let policies = arguments.next().transpose()?.unwrap_or(10_000);
+    let json: Vec<Value> = (0..pods).map(|n| pod(n, 0)).collect();
     let start = Instant::now();
-    for space in 0..SPACES {
-        let label = format!("team{}", space % 10);
-        lab.api.put(&objects::namespace(&format!("s{space}"), &[("team", &label)]))?;
-    }
-    for number in 0..PODS {
-        let (space, name) = (format!("s{}", number % SPACES), format!("p{number}"));
-        let (a, b) = (number / 250, number % 250 + 1);
-        let address = Ipv4Addr::new(10, 40, u8::try_from(a)?, u8::try_from(b)?);
-        let app = format!("app{}", number % 7);
-        let pod = objects::pod(&space, &name).node("elsewhere").label("app", &app);
-        lab.api.put(&pod.running(&[address.into()]).build())?;
-    }
-    println!("{PODS} pods in {SPACES} namespaces written in {:.1} s", start.elapsed().as_secs_f64());
-    let bare = memory(&lab)?;
+    let pods: Vec<Pod> =
+        json.into_iter().map(serde_json::from_value).collect::<Result<_, _>>()?;
+    println!("decode of {} pods            {}", pods.len(), ms(start.elapsed()));
+    let empty = memory()?;
+    let mut world = World::new(Settings { unknown: Unknown::Deny, ipv4: true, ipv6: false });
+    world.apply_all(pods.iter().cloned().map(Change::Pod).collect());
+    let full = memory()?;
+    println!("memory per pod, about         {} bytes", (full - empty.min(full)) / pods.len().max(1));
+    drop(world);
 
-    let mut figures = Vec::new();
-    let mut written = 0;
-    for step in STEPS {
-        let start = Instant::now();
-        while written < step {
-            // Every hundredth speaks of the pods that are measured.
-            let space = if written % 100 == 0 { "bench".to_owned() } else { format!("s{}", written % SPACES) };
-            lab.api.put(&policy(&space, written))?;
-            written += 1;
-        }
-        let wrote = start.elapsed();
-        let took = lab.converge()?;
-        let table = lab.policy(2)?.table;
-        println!(
-            "{step} policies: written in {:.2} s, enforced {:.2} s later; n2: {} sets, {} elements, {} chains, {} addresses",
-            wrote.as_secs_f64(),
-            took.as_secs_f64(),
-            table.sets,
-            table.elements,
-            table.chains,
-            table.subjects
-        );
-        for server in &servers {
-            figures.push((step, measure(&client, server)?));
-        }
+    for count in [0, 1000, policies] {
+        println!("\n{} pods, {count} policies, {LOCAL} pods here", pods.len());
+        spread(&pods, count)?;
     }
-    println!("\n{:>9} {:>6} {:>16} {:>12}", "policies", "path", "connections/s", "RTT p50 us");
-    for ((step, figure), path) in figures.iter().zip(["node", "tunnel"].iter().cycle()) {
-        println!("{step:>9} {path:>6} {:>16.0} {:>12.1}", figure.rate, figure.rtt_us);
-    }
-    for (at, path) in ["node", "tunnel"].into_iter().enumerate() {
-        let (first, last) = (&figures[at].1, &figures[figures.len() - 2 + at].1);
-        println!(
-            "{path}: connections/s with {} policies / with none: {:.3}; RTT: {:.3} (wanted 0.95 to 1.05)",
-            STEPS[2],
-            last.rate / first.rate,
-            last.rtt_us / first.rtt_us
-        );
-    }
-    let full = memory(&lab)?;
-    println!(
-        "memory of an agent: {:.1} MiB more with {PODS} pods and {written} policies: {:.2} KiB per pod",
-        (full.saturating_sub(bare)) as f64 / 1024.0,
-        (full.saturating_sub(bare)) as f64 / PODS as f64
-    );
-    changes(&lab, &client, &servers[1])?;
-    rebuild(&lab)
+    println!("\n{} pods, {policies} policies, all of them select one pod here", pods.len());
+    piled(&pods, policies)
 }
 
-/// One of many policies; those of the measured pods let the client in.
-fn policy(space: &str, number: usize) -> serde_json::Value {
-    let team = format!("team{}", number % 10);
-    let app = format!("app{}", number % 7);
-    objects::network_policy(
-        space,
-        &format!("p{number}"),
-        json!({
-            "podSelector": { "matchLabels": { "app": if space == "bench" { "server" } else { &app } } },
+fn spread(pods: &[Pod], policies: usize) -> Result<()> {
+    let policies: Vec<NetworkPolicy> = (0..policies)
+        .map(|n| serde_json::from_value(policy(n, n % NAMESPACES)))
+        .collect::<Result<_, _>>()?;
+    let mut world = build(pods, policies)?;
+    describe(world.state());
+    let mut far = Vec::new();
+    let mut here = Vec::new();
+    for n in 0..CHANGES {
+        let index = (n * 7919) % pods.len();
+        let changed: Pod = serde_json::from_value(pod(index, n + 1))?;
+        let start = Instant::now();
+        world.apply(Change::Pod(changed));
+        let taken = start.elapsed();
+        if is_local(index, pods.len()) { here.push(taken) } else { far.push(taken) }
+    }
+    tell("label of a pod elsewhere", &mut far);
+    for n in 0..100 {
+        let index = n % LOCAL;
+        let changed: Pod = serde_json::from_value(pod(index, n + 5000))?;
+        let start = Instant::now();
+        world.apply(Change::Pod(changed));
+        here.push(start.elapsed());
+    }
+    tell("label of a pod here", &mut here);
+    let mut taken = Vec::new();
+    for n in 0..100 {
+        let changed: NetworkPolicy = serde_json::from_value(policy(n + 7, n % NAMESPACES))?;
+        let start = Instant::now();
+        world.apply(Change::Policy(changed));
+        taken.push(start.elapsed());
+    }
+    tell("a policy", &mut taken);
+    let mut taken = Vec::new();
+    for n in 0..100 {
+        let changed = serde_json::from_value(namespace(n % NAMESPACES, n + 1))?;
+        let start = Instant::now();
+        world.apply(Change::Namespace(changed));
+        taken.push(start.elapsed());
+    }
+    tell("labels of a namespace", &mut taken);
+    Ok(())
+}
+
+fn piled(pods: &[Pod], policies: usize) -> Result<()> {
+    let policies: Vec<NetworkPolicy> =
+        (0..policies).map(|n| serde_json::from_value(policy(n, 0))).collect::<Result<_, _>>()?;
+    let mut world = build(pods, policies)?;
+    describe(world.state());
+    let mut taken = Vec::new();
+    for n in 0..100 {
+        let changed: NetworkPolicy = serde_json::from_value(policy(n * 13, 0))?;
+        let mut changed = changed;
+        changed.ingress = None;
+        let start = Instant::now();
+        world.apply(Change::Policy(changed));
+        taken.push(start.elapsed());
+    }
+    tell("a policy", &mut taken);
+    Ok(())
+}
+
+fn build(pods: &[Pod], policies: Vec<NetworkPolicy>) -> Result<World> {
+    let mut changes = Vec::with_capacity(pods.len() + policies.len() + NAMESPACES + LOCAL);
+    for n in 0..NAMESPACES {
+        changes.push(Change::Namespace(serde_json::from_value(namespace(n, 0))?));
+    }
+    for (n, pod) in pods.iter().take(LOCAL).enumerate() {
+        changes.push(Change::Local(LocalPod {
+            id: format!("lease-{n}").into(),
+            addresses: pod.addresses.clone(),
+            pod: Some(PodRef { ..pod.key.clone() }),
+            uid: Some(pod.uid.clone()),
+        }));
+    }
+    changes.extend(pods.iter().cloned().map(Change::Pod));
+    changes.extend(policies.into_iter().map(Change::Policy));
+    let mut world = World::new(Settings { unknown: Unknown::Deny, ipv4: true, ipv6: false });
+    let start = Instant::now();
+    world.apply_all(changes);
+    println!("full build                    {}", ms(start.elapsed()));
+    Ok(world)
+}
+
+fn describe(state: &PolicyState) {
+    let elements: usize = state.sets.values().map(|(_, elements)| elements.len()).sum();
+    let rules = state.chains.values().map(|chain| chain.admin.len() + chain.main.len());
+    println!(
+        "state                         {} sets of {elements} elements, {} chains of at most {} rules",
+        state.sets.len(),
+        state.chains.len(),
+        rules.max().unwrap_or(0)
+    );
+}
+
+fn tell(what: &str, taken: &mut [Duration]) {
+    taken.sort_unstable();
+    println!(
+        "{what:<29} p50 {}, p99 {}, max {}",
+        ms(percentile(taken, 50)),
+        ms(percentile(taken, 99)),
+        ms(taken.last().copied().unwrap_or_default())
+    );
+}
+
+fn is_local(index: usize, _: usize) -> bool {
+    index < LOCAL
+}
+
+fn namespace(n: usize, version: usize) -> Value {
+    json!({
+        "metadata": { "name": format!("space-{n}"), "labels": {
+            "kubernetes.io/metadata.name": format!("space-{n}"),
+            "team": format!("team-{}", (n + version) % 10),
+        } },
+    })
+}
+
+fn pod(n: usize, version: usize) -> Value {
+    let ip = format!("10.{}.{}.{}", 32 + n / 65_536, n / 256 % 256, n % 256);
+    json!({
+        "metadata": {
+            "name": format!("workload-{n}-5d4f8c7b9-x2v4q"), "namespace": format!("space-{}", n % NAMESPACES),
+            "uid": format!("7f9c24e8-3b12-4fef-91e0-{n:012}"),
+            "creationTimestamp": "2026-03-01T10:00:00Z",
+            "labels": {
+                "app": format!("app-{}", (n / NAMESPACES + version) % 20),
+                "role": format!("role-{}", (n + version) % 5),
+                "pod-template-hash": "5d4f8c7b9",
+                "app.kubernetes.io/instance": format!("instance-{}", n / 10),
+                "app.kubernetes.io/managed-by": "Helm",
+            },
+        },
+        "spec": {
+            "nodeName": format!("node-{}", n / LOCAL),
+            "containers": [{ "name": "main", "ports": [
+                { "name": "http", "containerPort": 8080 },
+                { "name": "metrics", "containerPort": 9090 },
+            ] }],
+        },
+        "status": { "phase": "Running", "podIP": ip, "podIPs": [{ "ip": ip }] },
+    })
+}
+
+fn policy(n: usize, space: usize) -> Value {
+    let app = |n: usize| json!({ "matchLabels": { "app": format!("app-{}", n % 20) } });
+    json!({
+        "metadata": { "name": format!("policy-{n}"), "namespace": format!("space-{space}") },
+        "spec": {
+            "podSelector": if n % 7 == 0 { json!({}) } else { app(n) },
+            "policyTypes": ["Ingress", "Egress"],
             "ingress": [{
                 "from": [
-                    { "namespaceSelector": { "matchLabels": { "team": team } },
-                      "podSelector": { "matchLabels": { "app": app } } },
-                    { "podSelector": { "matchLabels": { "friend": "yes" } } },
-                    { "ipBlock": { "cidr": format!("198.51.{}.0/24", number % 200) } },
+                    { "podSelector": app(n + 3) },
+                    { "namespaceSelector": { "matchLabels": { "team": format!("team-{}", n % 10) } },
+                      "podSelector": { "matchLabels": { "role": format!("role-{}", n % 5) } } },
                 ],
-                "ports": [{ "port": PORT }, { "port": PORT, "protocol": "UDP" }],
+                "ports": [{ "port": "http" }, { "port": 9000 + n % 50 }],
             }],
-        }),
-    )
+            "egress": [
+                { "to": [{ "ipBlock": { "cidr": format!("192.0.{}.0/24", n % 256) } }] },
+                { "to": [{ "podSelector": app(n + 1) }], "ports": [{ "port": "http" }] },
+            ],
+        },
+    })
 }
 
-struct Figure {
-    rate: f64,
-    rtt_us: f64,
-}
-
-/// Accepts, closes, echoes, until dropped.
-struct Server {
-    address: Ipv4Addr,
-    stop: Arc<AtomicBool>,
-}
-
-impl Server {
-    fn start(pod: &LabPod) -> Result<Self> {
-        let at = SocketAddrV4::new(pod.address, PORT);
-        let (tcp, udp) = Netns::named(&pod.plan.netns)
-            .run(|| (TcpListener::bind(at), UdpSocket::bind(at)))?;
-        let (tcp, udp) = (tcp?, udp?);
-        let stop = Arc::new(AtomicBool::new(false));
-        udp.set_read_timeout(Some(Duration::from_millis(100)))?;
-        tcp.set_nonblocking(false)?;
-        std::thread::spawn(move || while tcp.accept().is_ok() {});
-        std::thread::spawn({
-            let stop = Arc::clone(&stop);
-            move || {
-                let mut buffer = [0; 64];
-                while !stop.load(Ordering::Relaxed) {
-                    if let Ok((length, from)) = udp.recv_from(&mut buffer) {
-                        let _ = udp.send_to(&buffer[..length], from);
-                    }
-                }
-            }
-        });
-        Ok(Self { address: pod.address, stop })
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-    }
-}
-
-fn measure(client: &LabPod, server: &Server) -> Result<Figure> {
-    let netns = Netns::named(&client.plan.netns);
-    let to = SocketAddrV4::new(server.address, PORT);
-    let mut rates = Vec::new();
-    let mut rtts = Vec::new();
-    for _ in 0..ROUNDS {
-        rates.push(netns.run(|| connections(to))??);
-        rtts.push(netns.run(|| round_trip(to))??);
-    }
-    rates.sort_by(f64::total_cmp);
-    rtts.sort_by(f64::total_cmp);
-    Ok(Figure { rate: rates[ROUNDS / 2], rtt_us: rtts[ROUNDS / 2] })
-}
-
-fn connections(to: SocketAddrV4) -> Result<f64> {
-    use nix::sys::socket::{setsockopt, sockopt};
-    let start = Instant::now();
-    let mut count = 0_u32;
-    while start.elapsed() < ROUND {
-        let stream = TcpStream::connect(to).context("a connection that policy allows")?;
-        // No TIME-WAIT: source ports must not run out.
-        setsockopt(&stream, sockopt::Linger, &nix::libc::linger { l_onoff: 1, l_linger: 0 })?;
-        count += 1;
-    }
-    Ok(f64::from(count) / start.elapsed().as_secs_f64())
-}
-
-fn round_trip(to: SocketAddrV4) -> Result<f64> {
-    let socket = UdpSocket::bind("0.0.0.0:0")?;
-    socket.connect(to)?;
-    socket.set_read_timeout(Some(Duration::from_secs(1)))?;
-    let mut times = Vec::new();
-    let start = Instant::now();
-    while start.elapsed() < ROUND {
-        let sent = Instant::now();
-        socket.send(b"?")?;
-        socket.recv(&mut [0; 8]).context("an echo that policy allows")?;
-        times.push(sent.elapsed());
-    }
-    Ok(percentile(&times, 50).as_secs_f64() * 1e6)
-}
-
-fn memory(lab: &PolicyLab) -> Result<u64> {
-    lab.cluster.node(2).agent()?.rss_kib().context("no memory of n2")
-}
-
-/// From a label of the client at the API server to the first packet that gets through.
-fn changes(lab: &PolicyLab, client: &LabPod, server: &Server) -> Result<()> {
-    let netns = Netns::named(&client.plan.netns);
-    let to = SocketAddrV4::new(server.address, PORT);
-    let mut times = Vec::new();
-    let mut kernel = Vec::new();
-    for _ in 0..CHANGES {
-        label(lab, false)?;
-        lab.converge_on(&[2])?;
-        // Each try is a flow of its own: none profits from an earlier one.
-        let sockets: Vec<UdpSocket> = netns.run(|| {
-            (0..2000).map(|_| UdpSocket::bind("0.0.0.0:0")).collect::<std::io::Result<_>>()
-        })??;
-        let start = Instant::now();
-        label(lab, true)?;
-        let mut through = None;
-        for socket in &sockets {
-            socket.set_nonblocking(true)?;
-            socket.connect(to)?;
-            socket.send(b"!")?;
-            let sent = Instant::now();
-            while sent.elapsed() < Duration::from_micros(400) && through.is_none() {
-                match socket.recv(&mut [0; 8]) {
-                    Ok(_) => through = Some(start.elapsed()),
-                    Err(e) if e.kind() == ErrorKind::WouldBlock => {}
-                    Err(e) => bail!("{e}"),
-                }
-            }
-            if through.is_some() {
-                break;
-            }
-        }
-        times.push(through.context("the label had no effect within a second")?);
-        kernel.push(Duration::from_micros(lab.policy(2)?.table.last_us));
-    }
-    println!(
-        "one label: from the API server to the first packet p50 {:.1} ms, p99 {:.1} ms \
-         (wanted 50 at p99); its transaction p50 {:.2} ms, p99 {:.2} ms",
-        ms(percentile(&times, 50)),
-        ms(percentile(&times, 99)),
-        ms(percentile(&kernel, 50)),
-        ms(percentile(&kernel, 99)),
-    );
-    Ok(())
-}
-
-fn label(lab: &PolicyLab, friend: bool) -> Result<()> {
-    lab.api.edit("pods", "bench", "client", |pod| {
-        pod["metadata"]["labels"]["friend"] = json!(if friend { "yes" } else { "no" });
-    })?;
-    Ok(())
-}
-
-/// The table of a node is deleted: how long until it is whole again.
-fn rebuild(lab: &PolicyLab) -> Result<()> {
-    let before = lab.policy(2)?.table.repairs;
-    let start = Instant::now();
-    lab.cluster.node(2).exec(&["nft", "delete", "table", "inet", "weft-policy"])?;
-    weft_tests::wait_until("the table is back", Duration::from_secs(30), || {
-        let table = lab.policy(2)?.table;
-        Ok(table.in_sync && table.repairs > before)
-    })?;
-    println!("deleted table whole again, as the report says, after {:.2} s", start.elapsed().as_secs_f64());
-    Ok(())
+/// Resident bytes of this process.
+fn memory() -> Result<usize> {
+    let status = std::fs::read_to_string("/proc/self/status").context("/proc/self/status")?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = line.and_then(|line| line.split_whitespace().next()).context("no VmRSS")?;
+    Ok(kib.parse::<usize>()? * 1024)
 }

@@ -47,7 +47,7 @@ impl Plan {
         let mut plan = Self { pods: Vec::new(), nodes: Vec::new(), outside: Vec::new() };
         let ips = |v4: [u8; 4], v6: u16| {
             let v4 = ipv4.then(|| IpAddr::from(v4));
-            let v6 = ipv6.then(|| IpAddr::from([0xfd00, 0, 0, 0, 0, 0, u16::from(v4_last(v6)), v6]));
+            let v6 = ipv6.then(|| IpAddr::from([0xfd00, 0, 0, 0, 0, 0, 0, v6]));
             v4.into_iter().chain(v6).collect::<Vec<_>>()
         };
         for (s, namespace) in (0_u8..).zip(["x", "y", "z"]) {
@@ -68,10 +68,6 @@ impl Plan {
         plan.outside = ips([192, 0, 2, 7], 0x2000);
         plan
     }
-}
-
-fn v4_last(v6: u16) -> u8 {
-    u8::try_from(v6 >> 12).unwrap_or(0)
 }
 
 /// What the API server holds.
