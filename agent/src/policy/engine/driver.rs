@@ -406,6 +406,7 @@ impl Driver {
         let edit = held.edit(&self.observed);
         self.write(&edit)?;
         self.observed.apply(&edit);
+        self.settled = true;
         Ok(())
     }
 
