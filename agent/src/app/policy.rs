@@ -2,6 +2,7 @@
 //! an ADD and a DEL wait for.
 
 use std::path::Path;
+use std::time::Duration;
 
 use weft_proto::api::LeaseInfo;
 use weft_proto::attachment::AttachmentKey;
@@ -15,6 +16,9 @@ use crate::policy::world::Settings;
 
 /// Where a pod finds who it is to the API server.
 const TOKEN: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
+
+/// How long a DEL waits for the kernel.
+const SETTLED: Duration = Duration::from_secs(10);
 
 /// True if there is an API server to learn policies from.
 pub(super) fn in_kubernetes() -> bool {
@@ -83,7 +87,10 @@ impl App {
     /// Waits until the kernel has forgotten what is no pod's any more.
     pub(super) async fn policy_settled(&self) -> Result<(), BackendError> {
         let Some(policy) = &self.policy else { return Ok(()) };
-        policy.settled().await.map_err(|error| BackendError::Internal(error.to_string()))
+        let settled = tokio::time::timeout(SETTLED, policy.settled()).await;
+        settled
+            .unwrap_or(Err(PolicyError::Stopped))
+            .map_err(|error| BackendError::Internal(error.to_string()))
     }
 }
 

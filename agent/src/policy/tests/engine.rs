@@ -160,7 +160,9 @@ fn a_flushed_table_comes_back_whole() {
     ] {
         let before = engine.report().table.repairs;
         node.ns.sh(&format!("nft {script}"));
+        let flushed = std::time::Instant::now();
         eventually("mended", || engine.report().table.repairs > before);
+        eprintln!("mended and told {:?} after `{script}`", flushed.elapsed());
         node.check(3, 1, 80, false, false);
         node.check(2, 1, 80, true, false);
     }
