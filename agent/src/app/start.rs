@@ -317,11 +317,16 @@ pub fn cleanup(config: &Config) -> Result<Vec<String>> {
     let there = [names::BRIDGE, names::VXLAN]
         .iter()
         .any(|device| Path::new("/sys/class/net").join(device).exists());
-    if crate::policy::engine::remove()? {
-        removed.push("nftables table of network policy".to_owned());
+    let mut errors = Vec::new();
+    match crate::policy::engine::remove() {
+        Ok(true) => removed.push("nftables table of network policy".to_owned()),
+        Ok(false) => {}
+        Err(error) => errors.push(error.to_string()),
     }
-    if let Err(errors) = dataplane::cleanup() {
-        let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
+    if let Err(more) = dataplane::cleanup() {
+        errors.extend(more.iter().map(ToString::to_string));
+    }
+    if !errors.is_empty() {
         bail!("not everything could be removed from the kernel: {}", errors.join("; "));
     }
     if there {

@@ -103,9 +103,8 @@ impl Known {
             }
             Change::PolicyGone(space, name) => self.set_policy(space, name, None, touched),
             Change::AllPolicies(all) => {
-                let id = |policy: &NetworkPolicy| {
-                    (policy.id.namespace.clone(), policy.id.name.clone())
-                };
+                let id =
+                    |policy: &NetworkPolicy| (policy.id.namespace.clone(), policy.id.name.clone());
                 let new: BTreeSet<(Text, Text)> = all.iter().map(id).collect();
                 let old = self.spaces.values().flat_map(|space| space.policies.values());
                 let gone: Vec<_> = old.map(id).filter(|id| !new.contains(id)).collect();
@@ -362,9 +361,8 @@ impl Known {
             }
             None => {
                 let claims = holder.claims.iter().filter_map(|key| self.pod(key));
-                let newest = claims.max_by_key(|pod| {
-                    (!pod.terminating, pod.created, &pod.uid, &pod.key)
-                });
+                let newest =
+                    claims.max_by_key(|pod| (!pod.terminating, pod.created, &pod.uid, &pod.key));
                 newest.map(|pod| pod.key.clone())
             }
         };
