@@ -13,10 +13,11 @@ use serde_json::{Value, json};
 use weft_tests::Result;
 use weft_tests::apiserver::objects;
 use weft_tests::dice::Dice;
+use weft_tests::policy::{NodePlan, Plan, PodPlan};
 use weft_tests::policy_lab::{LabPod, PolicyLab};
 
 /// For the cases of an ordinary run.
-const BUDGET: Duration = Duration::from_secs(40);
+const BUDGET: Duration = Duration::from_secs(25);
 /// Tries to get an address again.
 const AGAIN: usize = 24;
 
@@ -262,5 +263,73 @@ fn the_api_server_is_asked_little() -> Result {
     lab.api.cut_watches();
     lab.api.put(&objects::network_policy("z", "closed", json!({ "podSelector": {} })))?;
     world::check(&mut lab, "after versions expired")?;
+    Ok(())
+}
+
+/// Where the pods of the matrix are.
+fn plan(lab: &PolicyLab) -> Plan {
+    let pods = lab.pods.iter().filter_map(|(name, pod)| {
+        let (namespace, name) = name.split_once('/')?;
+        Some(PodPlan {
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+            node: format!("n{}", pod.node),
+            addresses: vec![pod.address.into()],
+        })
+    });
+    let nodes = lab.cluster.nodes().iter().map(|node| NodePlan {
+        name: node.plan.name.clone(),
+        addresses: vec![node.plan.address],
+    });
+    Plan {
+        pods: pods.collect(),
+        nodes: nodes.collect(),
+        outside: vec![std::net::Ipv4Addr::new(192, 0, 2, 7).into()],
+    }
+}
+
+/// Every value of every field of a NetworkPolicy with every value of every other:
+/// all of them with `WEFT_POLICY_CASES=all`, else as many as fit into the time,
+/// evenly spread.
+#[test]
+fn every_field_and_every_pair() -> Result {
+    let every = std::env::var("WEFT_POLICY_CASES").is_ok_and(|text| text == "all");
+    let mut dice = Dice::new("pairs of fields");
+    let mut lab = lab()?;
+    let (world, mut cases) = weft_tests::policy::cases(&plan(&lab));
+    for space in &world.namespaces {
+        let labels = space["metadata"]["labels"].clone();
+        lab.api.edit("namespaces", "", &meta(space, "name"), |object| {
+            object["metadata"]["labels"] = labels;
+        })?;
+    }
+    for pod in &world.pods {
+        lab.api.edit("pods", &meta(pod, "namespace"), &meta(pod, "name"), |object| {
+            object["metadata"]["labels"] = pod["metadata"]["labels"].clone();
+            object["spec"]["containers"] = pod["spec"]["containers"].clone();
+        })?;
+    }
+    for at in (1..cases.len()).rev() {
+        cases.swap(at, dice.below(at + 1));
+    }
+    let start = Instant::now();
+    let (mut done, mut cells, mut open) = (0, 0, 0);
+    for case in &cases {
+        if !every && start.elapsed() > BUDGET {
+            break;
+        }
+        lab.api.put(&case.policy)?;
+        let tally = world::check(&mut lab, &case.name)?;
+        done += 1;
+        cells += tally.cells;
+        open += tally.open;
+    }
+    println!(
+        "{done} of {} pairs, {cells} cells, {open} open and {} refused, all as the API says; {:.1} s",
+        cases.len(),
+        cells - open,
+        start.elapsed().as_secs_f64()
+    );
+    assert!(open > 0 && open < cells, "cases that refuse nothing or everything prove nothing");
     Ok(())
 }
