@@ -158,11 +158,8 @@ mod tests {
         let about = reference(&policy);
         assert_eq!(about.kind.as_deref(), Some("NetworkPolicy"));
         assert_eq!((about.namespace.as_deref(), about.uid.as_deref()), (Some("shop"), Some("u1")));
-        let cluster = PolicyRef {
-            kind: PolicyKind::ClusterNetworkPolicy,
-            namespace: "".into(),
-            ..policy
-        };
+        let cluster =
+            PolicyRef { kind: PolicyKind::ClusterNetworkPolicy, namespace: "".into(), ..policy };
         assert_eq!(reference(&cluster).namespace, None);
     }
 }

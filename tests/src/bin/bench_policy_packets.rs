@@ -45,7 +45,10 @@ fn main() -> Result<()> {
         let pod = objects::pod(&space, &name).node("elsewhere").label("app", &app);
         lab.api.put(&pod.running(&[address.into()]).build())?;
     }
-    println!("{PODS} pods in {SPACES} namespaces written in {:.1} s", start.elapsed().as_secs_f64());
+    println!(
+        "{PODS} pods in {SPACES} namespaces written in {:.1} s",
+        start.elapsed().as_secs_f64()
+    );
     let bare = memory(&lab)?;
 
     let mut figures = Vec::new();
@@ -54,7 +57,11 @@ fn main() -> Result<()> {
         let start = Instant::now();
         while written < step {
             // Every hundredth speaks of the pods that are measured.
-            let space = if written % 100 == 0 { "bench".to_owned() } else { format!("s{}", written % SPACES) };
+            let space = if written % 100 == 0 {
+                "bench".to_owned()
+            } else {
+                format!("s{}", written % SPACES)
+            };
             lab.api.put(&policy(&space, written))?;
             written += 1;
         }
@@ -133,8 +140,8 @@ struct Server {
 impl Server {
     fn start(pod: &LabPod) -> Result<Self> {
         let at = SocketAddrV4::new(pod.address, PORT);
-        let (tcp, udp) = Netns::named(&pod.plan.netns)
-            .run(|| (TcpListener::bind(at), UdpSocket::bind(at)))?;
+        let (tcp, udp) =
+            Netns::named(&pod.plan.netns).run(|| (TcpListener::bind(at), UdpSocket::bind(at)))?;
         let (tcp, udp) = (tcp?, udp?);
         let stop = Arc::new(AtomicBool::new(false));
         udp.set_read_timeout(Some(Duration::from_millis(100)))?;
@@ -269,6 +276,9 @@ fn rebuild(lab: &PolicyLab) -> Result<()> {
         let table = lab.policy(2)?.table;
         Ok(table.in_sync && table.repairs > before)
     })?;
-    println!("deleted table whole again, as the report says, after {:.2} s", start.elapsed().as_secs_f64());
+    println!(
+        "deleted table whole again, as the report says, after {:.2} s",
+        start.elapsed().as_secs_f64()
+    );
     Ok(())
 }

@@ -73,7 +73,9 @@ fn port(dice: &mut Dice) -> Value {
         2 => json!({ "port": 81 }),
         3 => json!({ "port": 79, "endPort": 80 + dice.below(2) }),
         4 => json!({ "port": "web" }),
-        _ => json!({ "port": pick(dice, &["serve-80-tcp", "serve-81-udp", "serve-81-sctp", "no"]) }),
+        _ => {
+            json!({ "port": pick(dice, &["serve-80-tcp", "serve-81-udp", "serve-81-sctp", "no"]) })
+        }
     };
     match port["port"].as_str() {
         // A name is looked for with its protocol.
@@ -126,9 +128,7 @@ pub fn network_policy(dice: &mut Dice, name: &str, addresses: &[String]) -> Valu
 }
 
 fn cluster_peer(dice: &mut Dice, egress: bool, addresses: &[String]) -> Value {
-    let pods_of = |dice: &mut Dice| {
-        json!({ "pods": { "namespaceSelector": spaces(dice), "podSelector": pods(dice) } })
-    };
+    let pods_of = |dice: &mut Dice| json!({ "pods": { "namespaceSelector": spaces(dice), "podSelector": pods(dice) } });
     match dice.below(if egress { 4 } else { 2 }) {
         0 => json!({ "namespaces": spaces(dice) }),
         1 => pods_of(dice),

@@ -27,8 +27,7 @@ fn addresses(lab: &PolicyLab) -> Vec<String> {
 
 /// Small, so that addresses come back soon.
 fn lab() -> Result<PolicyLab> {
-    let mut lab =
-        PolicyLab::start(|b| b.range("10.32.1.0/25").env("LEASE_COOLDOWN", "20ms"))?;
+    let mut lab = PolicyLab::start(|b| b.range("10.32.1.0/25").env("LEASE_COOLDOWN", "20ms"))?;
     lab.nine()?;
     Ok(lab)
 }
@@ -277,10 +276,11 @@ fn plan(lab: &PolicyLab) -> Plan {
             addresses: vec![pod.address.into()],
         })
     });
-    let nodes = lab.cluster.nodes().iter().map(|node| NodePlan {
-        name: node.plan.name.clone(),
-        addresses: vec![node.plan.address],
-    });
+    let nodes = lab
+        .cluster
+        .nodes()
+        .iter()
+        .map(|node| NodePlan { name: node.plan.name.clone(), addresses: vec![node.plan.address] });
     Plan {
         pods: pods.collect(),
         nodes: nodes.collect(),

@@ -6,8 +6,8 @@ use anyhow::bail;
 use serde_json::Value;
 use weft_agent::policy::state::Protocol;
 use weft_tests::Result;
-use weft_tests::policy::naive::{self, Connection, Way};
 use weft_tests::policy::Objects;
+use weft_tests::policy::naive::{self, Connection, Way};
 use weft_tests::policy_lab::PolicyLab;
 
 /// Most wrong cells shown.
