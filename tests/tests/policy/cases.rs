@@ -138,10 +138,11 @@ fn cluster_peer(dice: &mut Dice, egress: bool, addresses: &[String]) -> Value {
     }
 }
 
-fn cluster_port(dice: &mut Dice) -> Value {
+/// Names belong to pods: they are not taken together with blocks and nodes.
+fn cluster_port(dice: &mut Dice, named: bool) -> Value {
     let protocol = *pick(dice, &["tcp", "udp", "sctp"]);
     match dice.below(4) {
-        0 => json!({ "destinationNamedPort": "web" }),
+        0 if named => json!({ "destinationNamedPort": "web" }),
         1 => json!({ protocol: { "destinationPort": { "range": { "start": 79, "end": 80 } } } }),
         _ => json!({ protocol: { "destinationPort": { "number": 80 + dice.below(2) } } }),
     }
@@ -154,7 +155,9 @@ fn cluster_rules(dice: &mut Dice, side: &str, tier: &str, addresses: &[String]) 
         let mut rule = json!({ "action": pick(dice, actions) });
         rule[side] = list(dice, 2, |dice| cluster_peer(dice, side == "to", addresses));
         if !one_in(dice, 2) {
-            rule["protocols"] = list(dice, 2, cluster_port);
+            let peers = rule[side].as_array().map_or(&[][..], Vec::as_slice);
+            let pods = peers.iter().all(|p| p["networks"].is_null() && p["nodes"].is_null());
+            rule["protocols"] = list(dice, 2, |dice| cluster_port(dice, pods));
         }
         rule
     })

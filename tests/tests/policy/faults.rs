@@ -138,8 +138,8 @@ fn pods_come_and_go_while_policies_change() -> Result {
         let mut noise = cases::network_policy(&mut dice, "noise", &ips);
         noise["metadata"]["namespace"] = json!("z");
         lab.api.put(&noise)?;
-        world::not_more_open(&mut lab, "y/guest", &format!("round {round}: just attached"))?;
         lab.running("y", &name, address)?;
+        world::not_more_open(&mut lab, "y/guest", &format!("round {round}: just attached"))?;
         if round % 4 == 0 {
             world::check(&mut lab, &format!("round {round}: at rest"))?;
         }
