@@ -13,7 +13,7 @@ use weft_agent::lab::topology::PodPlan;
 use weft_agent::policy::state::Protocol;
 use weft_proto::api::PolicyStatus;
 
-use crate::apiserver::{ApiServer, objects};
+use crate::apiserver::{self, ApiServer, objects};
 use crate::cluster::{Builder, Cluster};
 use crate::prober::{Cell, Prober};
 use crate::{Result, wait_until};
@@ -67,10 +67,18 @@ pub struct Wrong {
 impl PolicyLab {
     /// Three nodes, no pods.
     pub fn start(change: impl FnOnce(Builder) -> Builder) -> Result<Self> {
+        Self::with(ApiServer::builder(), change)
+    }
+
+    /// The same, with an API server of another kind.
+    pub fn with(
+        server: apiserver::Builder,
+        change: impl FnOnce(Builder) -> Builder,
+    ) -> Result<Self> {
         let mut cluster = change(Cluster::builder().nodes(3)).stopped().start()?;
         let underlay = Netns::named(&cluster.plan.underlay);
         let gateway: Ipv4Addr = "172.31.117.1".parse()?;
-        let api = ApiServer::builder()
+        let api = server
             .netns(&underlay)
             .address(SocketAddr::from((gateway, 6443)))
             .start()

@@ -5,6 +5,7 @@
 
 mod cases;
 mod faults;
+mod seen;
 mod world;
 
 use std::time::{Duration, Instant};
