@@ -21,7 +21,7 @@ use crate::{Result, wait_until};
 /// Ports of the matrix.
 pub const PORTS: [u16; 2] = [80, 81];
 /// How long agents may take until the kernel holds what the API server has.
-const CONVERGE: Duration = Duration::from_secs(20);
+const CONVERGE: Duration = Duration::from_secs(60);
 
 /// A pod of the lab.
 #[derive(Debug, Clone)]

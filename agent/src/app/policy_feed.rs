@@ -19,6 +19,8 @@ use crate::status::policy;
 
 /// Between two looks at the problems of policies.
 const LOOK: Duration = Duration::from_secs(2);
+/// What is over and could not be told for so long is not told any more.
+const FORGET: Duration = Duration::from_secs(600);
 
 /// The feed, where there are both an API server and an engine.
 pub(super) fn feed(engine: Option<&EngineHandle>, wired: Option<&Wired>) -> Option<Feed> {
@@ -42,7 +44,7 @@ pub(super) async fn tell(app: Arc<App>) {
     let (Some(engine), Some(wired)) = (&app.policy, &app.kubernetes) else {
         return std::future::pending().await;
     };
-    let mut told: BTreeMap<PolicyRef, Tidings> = BTreeMap::new();
+    let mut told: BTreeMap<PolicyRef, (Tidings, Instant)> = BTreeMap::new();
     loop {
         tokio::time::sleep(LOOK).await;
         if app.consensus.status().role != "leader" {
@@ -50,11 +52,14 @@ pub(super) async fn tell(app: Arc<App>) {
             continue;
         }
         let problems = by_policy(engine.report().problems);
+        let now = Instant::now();
         for policy in problems.keys() {
-            told.entry(policy.clone()).or_default();
+            let (_, last) = told.entry(policy.clone()).or_insert_with(|| (Tidings::default(), now));
+            *last = now;
         }
+        told.retain(|_, (_, last)| now.duration_since(*last) < FORGET);
         let mut done = Vec::new();
-        for (policy, tidings) in &mut told {
+        for (policy, (tidings, _)) in &mut told {
             let conditions = problems.get(policy).map_or(&[][..], Vec::as_slice);
             for tiding in tidings.due(conditions, Instant::now()) {
                 match wired.events.emit(&reference(policy), &tiding).await {
