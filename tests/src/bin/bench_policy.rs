@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use weft_agent::policy::objects::{LocalPod, NetworkPolicy, Pod, PodRef};
 use weft_agent::policy::state::PolicyState;
 use weft_agent::policy::world::{Change, Settings, Unknown, World};
-use weft_tests::stats::{ms, percentile};
+use weft_tests::stats::percentile;
 
 const NAMESPACES: usize = 100;
 /// Pods of the node whose agent is measured.
@@ -24,7 +24,7 @@ fn main() -> Result<()> {
     let start = Instant::now();
     let pods: Vec<Pod> =
         json.into_iter().map(serde_json::from_value).collect::<Result<_, _>>()?;
-    println!("decode of {} pods            {}", pods.len(), ms(start.elapsed()));
+    println!("decode of {} pods            {}", pods.len(), show(start.elapsed()));
     let empty = memory()?;
     let mut world = World::new(Settings { unknown: Unknown::Deny, ipv4: true, ipv6: false });
     world.apply_all(pods.iter().cloned().map(Change::Pod).collect());
@@ -54,7 +54,7 @@ fn spread(pods: &[Pod], policies: usize) -> Result<()> {
         let start = Instant::now();
         world.apply(Change::Pod(changed));
         let taken = start.elapsed();
-        if is_local(index, pods.len()) { here.push(taken) } else { far.push(taken) }
+        if index < LOCAL { here.push(taken) } else { far.push(taken) }
     }
     tell("label of a pod elsewhere", &mut far);
     for n in 0..100 {
@@ -91,8 +91,7 @@ fn piled(pods: &[Pod], policies: usize) -> Result<()> {
     describe(world.state());
     let mut taken = Vec::new();
     for n in 0..100 {
-        let changed: NetworkPolicy = serde_json::from_value(policy(n * 13, 0))?;
-        let mut changed = changed;
+        let mut changed: NetworkPolicy = serde_json::from_value(policy(n * 13, 0))?;
         changed.ingress = None;
         let start = Instant::now();
         world.apply(Change::Policy(changed));
@@ -120,7 +119,7 @@ fn build(pods: &[Pod], policies: Vec<NetworkPolicy>) -> Result<World> {
     let mut world = World::new(Settings { unknown: Unknown::Deny, ipv4: true, ipv6: false });
     let start = Instant::now();
     world.apply_all(changes);
-    println!("full build                    {}", ms(start.elapsed()));
+    println!("full build                    {}", show(start.elapsed()));
     Ok(world)
 }
 
@@ -139,14 +138,10 @@ fn tell(what: &str, taken: &mut [Duration]) {
     taken.sort_unstable();
     println!(
         "{what:<29} p50 {}, p99 {}, max {}",
-        ms(percentile(taken, 50)),
-        ms(percentile(taken, 99)),
-        ms(taken.last().copied().unwrap_or_default())
+        show(percentile(taken, 50)),
+        show(percentile(taken, 99)),
+        show(taken.last().copied().unwrap_or_default())
     );
-}
-
-fn is_local(index: usize, _: usize) -> bool {
-    index < LOCAL
 }
 
 fn namespace(n: usize, version: usize) -> Value {
@@ -205,6 +200,10 @@ fn policy(n: usize, space: usize) -> Value {
             ],
         },
     })
+}
+
+fn show(time: Duration) -> String {
+    format!("{:.3} ms", time.as_secs_f64() * 1000.0)
 }
 
 /// Resident bytes of this process.
