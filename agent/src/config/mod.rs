@@ -19,6 +19,8 @@ pub use error::{ConfigError, ConfigErrors};
 pub use value::{Callers, Init, LogFormat, duration, is_target, range};
 pub use vars::{VARS, Var, var};
 
+use crate::policy::world::Unknown;
+
 /// Flags by variable name (`IPALLOC_RANGE` -> value); they win over the environment.
 pub type Flags = BTreeMap<&'static str, String>;
 
@@ -76,6 +78,12 @@ pub struct Config {
     pub password: Vec<String>,
     /// Enforce NetworkPolicy.
     pub expect_npc: bool,
+    /// What pods may do whose labels are not known.
+    #[serde(skip)]
+    pub policy_unknown: Unknown,
+    /// Connections that a change of policy forbids end at once.
+    #[serde(skip)]
+    pub policy_established_drop: bool,
     /// Hairpin on pods' bridge ports.
     pub hairpin: bool,
     /// This node's own overlay address.
@@ -84,6 +92,8 @@ pub struct Config {
     pub metrics_addr: Option<SocketAddr>,
     /// Listener of the read-only routes.
     pub status_addr: Option<SocketAddr>,
+    /// Keep accepts in iptables' FORWARD chain where it drops.
+    pub forward_accept: bool,
     /// Keep client addresses towards local pods.
     pub no_masq_local: bool,
     /// Accepted, without effect.
@@ -277,10 +287,13 @@ fn read(r: &mut Reader<'_>) -> Config {
     });
     let password = passwords(r, &mut warnings);
     let expect_npc = r.get("EXPECT_NPC", true, value::boolean);
+    let policy_unknown = r.get("POLICY_UNKNOWN", Unknown::Deny, value::unknown);
+    let policy_established_drop = r.get("POLICY_ESTABLISHED", true, value::established);
     let hairpin = r.get("HAIRPIN_MODE", true, value::boolean);
     let expose_ip = r.get("EXPOSE_IP", None, |text| value::expose(text, &ranges));
     let metrics_addr = r.get("METRICS_ADDR", None, value::listen);
     let status_addr = r.get("STATUS_ADDR", None, value::listen);
+    let forward_accept = r.get("FORWARD_ACCEPT", true, value::auto_or_off);
     let no_masq_local = r.get("NO_MASQ_LOCAL", true, value::boolean);
     let http_allow_remote = r.get("HTTP_ALLOW_REMOTE", false, value::boolean);
     let http_addr = r.get("HTTP_ADDR", loopback, |text| value::http_addr(text, http_allow_remote));
@@ -335,10 +348,13 @@ fn read(r: &mut Reader<'_>) -> Config {
         conn_limit,
         password,
         expect_npc,
+        policy_unknown,
+        policy_established_drop,
         hairpin,
         expose_ip,
         metrics_addr,
         status_addr,
+        forward_accept,
         no_masq_local,
         iptables_backend,
         checkpoint_disable,

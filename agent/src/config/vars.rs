@@ -129,8 +129,13 @@ pub const VARS: &[Var] = &[
         .help("file with the cluster key"),
     Var::new("EXPECT_NPC", "1", BOOL)
         .alias(&["WEAVE_EXPECT_NPC"])
-        .help("enforce NetworkPolicy")
-        .idle("NetworkPolicy is not enforced yet"),
+        .help("enforce NetworkPolicy, where there is an API server"),
+    Var::new("POLICY_UNKNOWN", "deny", "deny or allow")
+        .example("allow")
+        .help("what a pod may do while its labels are not known, if any policy could apply"),
+    Var::new("POLICY_ESTABLISHED", "drop", "drop or keep")
+        .example("keep")
+        .help("what becomes of established connections that a change of policy forbids"),
     Var::new("HAIRPIN_MODE", "true", BOOL)
         .alias(&["WEAVE_HAIRPIN_MODE"])
         .help("a pod may reach itself through a service"),
@@ -149,6 +154,9 @@ pub const VARS: &[Var] = &[
         .alias(&["WEAVE_NO_MASQ_LOCAL"])
         .help("keep the client's address towards pods of this node")
         .idle("the client's address is always kept"),
+    Var::new("FORWARD_ACCEPT", "auto", "auto or off")
+        .example("off")
+        .help("auto: where iptables' FORWARD chain drops by default, keep two rules there that accept pod traffic"),
     Var::new("HTTP_ADDR", names::HTTP_ADDR, "ADDRESS:PORT on a loopback address")
         .alias(&["WEAVE_HTTP_ADDR"])
         .help("where the local API is served"),

@@ -16,7 +16,7 @@ use netlink_sys::protocols::NETLINK_NETFILTER;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use weft_proto::api::{Condition, Health};
 use weft_proto::attachment::AttachmentKey;
-use weft_proto::names::{MIN_MTU, VXLAN};
+use weft_proto::names::{MIN_MTU, NFT_TABLE, VXLAN};
 
 use super::apply::{Indexes, OpError, apply};
 use super::cleanup::failed;
@@ -27,7 +27,7 @@ use super::handle::{Applied, Command, Shared, WiredPod, lock};
 use super::intent::Intent;
 use super::model::{Observed, Op};
 use super::netlink::Kernel;
-use super::netlink::socket::Requests;
+use super::netlink::socket::{Refused, Requests};
 use super::nft::forward;
 use super::nft::ruleset::{Elements, Ruleset, elements, ruleset};
 use super::nft::transaction::{self, ObservedRules};
@@ -94,7 +94,8 @@ impl Driver {
         let mut driver = Self {
             route_events: Events::open(Source::Route)
                 .map_err(open("listen to links and routes"))?,
-            nft_events: Events::open(Source::Nftables).map_err(open("listen to nftables"))?,
+            nft_events: Events::open(Source::Nftables(NFT_TABLE))
+                .map_err(open("listen to nftables"))?,
             kernel: Kernel::open().map_err(open("open a route socket"))?,
             nft: Requests::open(NETLINK_NETFILTER).map_err(open("open a netfilter socket"))?,
             config,
@@ -147,10 +148,10 @@ impl Driver {
             let own = [self.kernel.raw.port(), self.kernel.rtnl.port(), self.nft.port()];
             let devices = self.devices();
             if route {
-                changed |= self.route_events.drain(own, &devices, &self.desired.ranges);
+                changed |= self.route_events.drain(&own, &devices, &self.desired.ranges);
             }
             if nft {
-                changed |= self.nft_events.drain(own, &devices, &self.desired.ranges);
+                changed |= self.nft_events.drain(&own, &devices, &self.desired.ranges);
             }
         }
         let now = Instant::now();
@@ -274,9 +275,9 @@ impl Driver {
 
     /// What drops pod traffic behind our back.
     fn watch_forward(&mut self) {
-        match forward::blockers(&mut self.nft, &self.desired.ranges) {
+        match self.open_forward() {
             Ok(found) => {
-                let mut all = forward::conditions(&found);
+                let mut all = forward::conditions(forward::blockers(&found, &self.desired.ranges));
                 if self.desired.ranges.iter().any(|range| range.addr().is_ipv4()) {
                     all.extend(legacy::conditions());
                 }
@@ -284,6 +285,22 @@ impl Driver {
             }
             Err(error) => tracing::debug!(%error, "others' forward chains not read"),
         }
+    }
+
+    /// Keeps our accepts in iptables' FORWARD chain; what is there afterwards.
+    fn open_forward(&mut self) -> Result<Vec<forward::Chain>, Refused> {
+        let found = forward::look(&mut self.nft, &self.desired.ranges)?;
+        if self.desired.ranges.is_empty() {
+            // Nothing is known yet of what should be there.
+            return Ok(found);
+        }
+        let edits = forward::edits(&found, &self.desired.ranges, self.config.forward_accept);
+        if edits.is_empty() {
+            return Ok(found);
+        }
+        forward::apply(&mut self.nft, &edits)?;
+        self.note_repair(edits.len(), "accepts in iptables' FORWARD chain".to_owned());
+        forward::look(&mut self.nft, &self.desired.ranges)
     }
 
     fn note_repair(&mut self, count: usize, what: String) {

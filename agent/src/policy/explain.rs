@@ -207,9 +207,8 @@ impl World {
             Some((*from, *to))
         });
         let Some((from, to)) = pair else {
-            let list = |all: &[IpAddr]| {
-                all.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
-            };
+            let list =
+                |all: &[IpAddr]| all.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
             return Err(ExplainError::Families(list(&froms), list(&tos)));
         };
         let connection = Connection { world: self, from, to, protocol, port };
@@ -324,7 +323,8 @@ impl Connection<'_> {
         for policy in selected.cluster.iter().filter(|policy| policy.tier == tier) {
             for rule in compile::cluster_rules(policy, direction) {
                 let own = &policy.id.namespace;
-                if !self.matches(rule.peers.as_deref(), rule.ports.as_deref(), pod, own, direction) {
+                if !self.matches(rule.peers.as_deref(), rule.ports.as_deref(), pod, own, direction)
+                {
                     continue;
                 }
                 let reason = Reason::Rule {
@@ -377,9 +377,10 @@ impl Connection<'_> {
             Peer::Block(net, except) => {
                 net.contains(&address) && !except.iter().any(|net| net.contains(&address))
             }
-            Peer::Nodes(selector) => known.nodes.values().any(|node| {
-                selector.matches(&node.labels) && node.addresses.contains(&address)
-            }),
+            Peer::Nodes(selector) => known
+                .nodes
+                .values()
+                .any(|node| selector.matches(&node.labels) && node.addresses.contains(&address)),
             Peer::Pods(namespaces, pods) => self.world.owner(address).is_some_and(|pod| {
                 let space = match namespaces {
                     Namespaces::Own => *pod.key.namespace == *own,

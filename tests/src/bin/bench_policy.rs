@@ -20,17 +20,11 @@ fn main() -> Result<()> {
     let mut arguments = std::env::args().skip(1).map(|text| text.parse::<usize>());
     let pods = arguments.next().transpose()?.unwrap_or(10_000);
     let policies = arguments.next().transpose()?.unwrap_or(10_000);
+    println!("memory per pod, about         {} bytes", memory_per_pod(pods)?);
     let json: Vec<Value> = (0..pods).map(|n| pod(n, 0)).collect();
     let start = Instant::now();
-    let pods: Vec<Pod> =
-        json.into_iter().map(serde_json::from_value).collect::<Result<_, _>>()?;
-    println!("decode of {} pods            {}", pods.len(), show(start.elapsed()));
-    let empty = memory()?;
-    let mut world = World::new(Settings { unknown: Unknown::Deny, ipv4: true, ipv6: false });
-    world.apply_all(pods.iter().cloned().map(Change::Pod).collect());
-    let full = memory()?;
-    println!("memory per pod, about         {} bytes", (full - empty.min(full)) / pods.len().max(1));
-    drop(world);
+    let pods: Vec<Pod> = json.into_iter().map(serde_json::from_value).collect::<Result<_, _>>()?;
+    println!("decode of {} pods          {}", pods.len(), show(start.elapsed()));
 
     for count in [0, 1000, policies] {
         println!("\n{} pods, {count} policies, {LOCAL} pods here", pods.len());
@@ -38,6 +32,19 @@ fn main() -> Result<()> {
     }
     println!("\n{} pods, {policies} policies, all of them select one pod here", pods.len());
     piled(&pods, policies)
+}
+
+/// Of a world that takes pods one by one, as a watch brings them.
+fn memory_per_pod(pods: usize) -> Result<usize> {
+    let mut world = World::new(Settings { unknown: Unknown::Deny, ipv4: true, ipv6: false });
+    let empty = memory()?;
+    for n in 0..NAMESPACES {
+        world.apply(Change::Namespace(serde_json::from_value(namespace(n, 0))?));
+    }
+    for n in 0..pods {
+        world.apply(Change::Pod(serde_json::from_value(pod(n, 0))?));
+    }
+    Ok(memory()?.saturating_sub(empty) / pods.max(1))
 }
 
 fn spread(pods: &[Pod], policies: usize) -> Result<()> {

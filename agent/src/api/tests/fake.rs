@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -16,10 +16,11 @@ use tokio::task::JoinHandle;
 use weft_proto::api::*;
 use weft_proto::attachment::AttachmentKey;
 
-use crate::api::backend::{Backend, BackendError};
+use crate::api::backend::{Backend, BackendError, PolicyQuestion};
 use crate::api::{ApiOptions, ApiStats, Limits, Token, serve};
 use crate::config::Callers;
 use crate::mesh::net::BoxFuture;
+use crate::policy::explain::{End, Explanation, Reason, Side};
 
 /// What it does depends on the id: `hang` never answers, `conflict` and its
 /// like fail so, others succeed.
@@ -30,6 +31,8 @@ pub(crate) struct Fake {
     leases: Mutex<Vec<AttachmentKey>>,
     /// What `status` says; 0, 1, 2.
     pub(crate) health: AtomicUsize,
+    /// ADD cannot be served.
+    pub(crate) unready: AtomicBool,
 }
 
 struct Waiting<'a>(&'a AtomicUsize);
@@ -85,11 +88,47 @@ impl Backend for Fake {
     }
 
     fn readiness(&self) -> Readiness {
-        Readiness { ready: true, connectivity: true, reasons: vec![] }
+        let ready = !self.unready.load(Ordering::Relaxed);
+        Readiness { ready, connectivity: true, reasons: vec![] }
     }
 
     fn config(&self) -> serde_json::Value {
         serde_json::json!({ "values": [] })
+    }
+
+    fn explain(
+        &self,
+        question: PolicyQuestion,
+    ) -> BoxFuture<'_, Result<Explanation, BackendError>> {
+        Box::pin(async move {
+            // Port 80 is open to all; namespaces do as ids do.
+            let allowed = question.port == 80;
+            let side = |end: &End| {
+                let (pod, address) = match end {
+                    End::Pod(pod) => (Some(pod.clone()), IpAddr::from([10, 32, 0, 5])),
+                    End::Address(address) => (None, *address),
+                };
+                Side {
+                    allowed,
+                    reason: Reason::NotSelected,
+                    isolated_by: vec![],
+                    passed: vec![],
+                    pod,
+                    address,
+                    here: true,
+                }
+            };
+            if let End::Pod(pod) = &question.to {
+                self.outcome(&pod.namespace).await?;
+            }
+            Ok(Explanation {
+                allowed,
+                egress: side(&question.from),
+                ingress: side(&question.to),
+                protocol: "TCP".into(),
+                port: question.port,
+            })
+        })
     }
 
     fn attach(&self, request: AttachRequest) -> BoxFuture<'_, Result<Attachment, BackendError>> {
@@ -136,6 +175,7 @@ impl Backend for Fake {
             key: key.clone(),
             addresses: vec!["10.32.0.5".parse().unwrap()],
             pod: Some("default/web".into()),
+            uid: None,
             since_ms: 1,
             host_ifname: "weftx".into(),
             port_mappings: vec![],

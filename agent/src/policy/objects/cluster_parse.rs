@@ -166,16 +166,12 @@ fn rule(
         }
     };
     let name = fields.get("name").and_then(Value::as_str).filter(|name| !name.is_empty());
-    let mut rule = ClusterRule {
-        index,
-        name: name.map(Into::into),
-        action,
-        peers: None,
-        ports: None,
-    };
-    let peers = all(reader, fields.get(list), &format!("{field}.{list}"), |reader, value, field| {
-        peer(reader, value, field, list == "to")
-    });
+    let mut rule =
+        ClusterRule { index, name: name.map(Into::into), action, peers: None, ports: None };
+    let peers =
+        all(reader, fields.get(list), &format!("{field}.{list}"), |reader, value, field| {
+            peer(reader, value, field, list == "to")
+        });
     if peers.good.is_empty() && peers.bad == 0 {
         reader.note(
             &format!("{field}.{list}"),

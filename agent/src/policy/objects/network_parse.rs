@@ -153,7 +153,8 @@ fn ip_block(reader: &mut Reader, value: &Value, field: &str) -> Read<Peer> {
     let cidr = fields.get("cidr").unwrap_or(&Value::Null);
     let block = reader.block(cidr, &format!("{field}.cidr"))?;
     let mut except = Vec::new();
-    for (i, value) in reader.list(fields.get("except"), &format!("{field}.except"))?.iter().enumerate()
+    for (i, value) in
+        reader.list(fields.get("except"), &format!("{field}.except"))?.iter().enumerate()
     {
         let field = format!("{field}.except[{i}]");
         let net = reader.block(value, &field)?;

@@ -111,7 +111,11 @@ impl Reader {
     pub(super) fn text<'v>(&mut self, value: &'v Value, field: &str) -> Read<&'v str> {
         match value.as_str() {
             Some(text) if !text.is_empty() => Ok(text),
-            _ => self.bad(field, format!("{value} is not a word"), "write a string that is not empty"),
+            _ => self.bad(
+                field,
+                format!("{value} is not a word"),
+                "write a string that is not empty",
+            ),
         }
     }
 
@@ -124,13 +128,18 @@ impl Reader {
             let field = format!("{field}.matchLabels");
             for (key, value) in self.object(labels, &field)?.0 {
                 let Some(value) = value.as_str() else {
-                    return self.bad(&field, format!("{value} is no label value"), "write a string");
+                    return self.bad(
+                        &field,
+                        format!("{value} is no label value"),
+                        "write a string",
+                    );
                 };
                 requirements.push(Requirement::In(key.into(), vec![value.into()]));
             }
         }
         let field = format!("{field}.matchExpressions");
-        for (i, expression) in self.list(fields.get("matchExpressions"), &field)?.iter().enumerate() {
+        for (i, expression) in self.list(fields.get("matchExpressions"), &field)?.iter().enumerate()
+        {
             requirements.push(self.expression(expression, &format!("{field}[{i}]"))?);
         }
         Ok(Selector::new(requirements))
@@ -189,9 +198,7 @@ impl Reader {
         let Some(value) = value else { return Ok(Protocol::Tcp) };
         match value.as_str().and_then(Protocol::parse) {
             Some(protocol) => Ok(protocol),
-            None => {
-                self.bad(field, format!("{value} is no protocol"), "use TCP, UDP or SCTP")
-            }
+            None => self.bad(field, format!("{value} is no protocol"), "use TCP, UDP or SCTP"),
         }
     }
 
@@ -199,7 +206,9 @@ impl Reader {
         let port = value.as_u64().and_then(|n| u16::try_from(n).ok()).filter(|port| *port != 0);
         match port {
             Some(port) => Ok(port),
-            None => self.bad(field, format!("{value} is no port"), "write a number from 1 to 65535"),
+            None => {
+                self.bad(field, format!("{value} is no port"), "write a number from 1 to 65535")
+            }
         }
     }
 
@@ -230,6 +239,9 @@ impl Reader {
 
 fn present(map: &Map<String, Value>) -> Fields<'_> {
     Fields(
-        map.iter().filter(|(_, v)| !v.is_null()).map(|(key, value)| (key.as_str(), value)).collect(),
+        map.iter()
+            .filter(|(_, v)| !v.is_null())
+            .map(|(key, value)| (key.as_str(), value))
+            .collect(),
     )
 }

@@ -133,7 +133,8 @@ fn peers() {
     let everywhere = Some(Peer::Pods(Namespaces::Matching(all()), all()));
     assert_eq!(of(json!({ "namespaceSelector": {} })), everywhere);
     assert_eq!(of(json!({ "namespaceSelector": {}, "podSelector": {} })), everywhere);
-    let block = Some(Peer::Block("10.0.0.0/8".parse().unwrap(), vec!["10.1.0.0/16".parse().unwrap()]));
+    let block =
+        Some(Peer::Block("10.0.0.0/8".parse().unwrap(), vec!["10.1.0.0/16".parse().unwrap()]));
     let written = json!({ "ipBlock": { "cidr": "10.0.0.3/8", "except": ["10.1.0.0/16"] } });
     assert_eq!(of(written), block);
     for nothing in [
@@ -225,8 +226,7 @@ fn cluster_policies() {
     assert_eq!(policy.ingress[0].action, Action::Pass);
     let egress = &policy.egress[0];
     assert_eq!(egress.peers.as_ref().map(Vec::len), Some(3));
-    let ports =
-        vec![Port::Range(Protocol::Tcp, 53, 53), Port::Range(Protocol::Udp, 1, 9)];
+    let ports = vec![Port::Range(Protocol::Tcp, 53, 53), Port::Range(Protocol::Udp, 1, 9)];
     assert_eq!(egress.ports, Some(ports));
     let (rules, _) = rules(&json!({ "action": "Accept", "to": [{ "namespaces": {} }],
         "protocols": [{ "destinationNamedPort": "web" }] }));

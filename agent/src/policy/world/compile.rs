@@ -22,7 +22,10 @@ pub(super) fn order(policy: &ClusterPolicy) -> (Tier, i32, &str) {
     (policy.tier, policy.priority, &policy.id.name)
 }
 
-pub(in crate::policy) fn cluster_rules(policy: &ClusterPolicy, direction: Direction) -> &[ClusterRule] {
+pub(in crate::policy) fn cluster_rules(
+    policy: &ClusterPolicy,
+    direction: Direction,
+) -> &[ClusterRule] {
     match direction {
         Direction::Ingress => &policy.ingress,
         Direction::Egress => &policy.egress,

@@ -5,10 +5,9 @@ use crate::policy::objects::network::Peer;
 use crate::policy::objects::{ClusterPolicy, NetworkPolicy, PolicyRef, Problem};
 
 pub(super) fn of_network(policy: &NetworkPolicy, settings: Settings, out: &mut Vec<Problem>) {
-    for (section, rules, list) in [
-        ("ingress", &policy.ingress, "from"),
-        ("egress", &policy.egress, "to"),
-    ] {
+    for (section, rules, list) in
+        [("ingress", &policy.ingress, "from"), ("egress", &policy.egress, "to")]
+    {
         for rule in rules.iter().flatten() {
             let field = || format!("spec.{section}[{}].{list}", rule.index);
             look(&policy.id, rule.peers.as_deref(), settings, field, out);
@@ -17,10 +16,9 @@ pub(super) fn of_network(policy: &NetworkPolicy, settings: Settings, out: &mut V
 }
 
 pub(super) fn of_cluster(policy: &ClusterPolicy, settings: Settings, out: &mut Vec<Problem>) {
-    for (section, rules, list) in [
-        ("ingress", &policy.ingress, "from"),
-        ("egress", &policy.egress, "to"),
-    ] {
+    for (section, rules, list) in
+        [("ingress", &policy.ingress, "from"), ("egress", &policy.egress, "to")]
+    {
         for rule in rules {
             let field = || format!("spec.{section}[{}].{list}", rule.index);
             look(&policy.id, rule.peers.as_deref(), settings, field, out);

@@ -41,8 +41,7 @@ impl Compiled {
         for number in both {
             let Some(set) = self.sets.get(number) else { continue };
             let Some((_, held)) = self.state.sets.get_mut(&set.id) else { continue };
-            let new: BTreeSet<Element> =
-                want.get(&number).into_iter().flatten().copied().collect();
+            let new: BTreeSet<Element> = want.get(&number).into_iter().flatten().copied().collect();
             let old: BTreeSet<Element> = match set.def {
                 SetDef::Ports(..) => {
                     let first = Element::Port(address, Protocol::Tcp, 0);

@@ -5,9 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::groups::{Group, Scope, SetDef};
 use super::naming;
 use super::spans::{AddressSpans, PortSpans};
+use crate::policy::objects::NamedPort;
 use crate::policy::objects::Text;
 use crate::policy::objects::network::{Namespaces, Peer, Port};
-use crate::policy::objects::NamedPort;
 use crate::policy::selector::Selector;
 use crate::policy::state::{Action, Direction, Peers, Ports, Protocol, Rule, SetId};
 

@@ -181,10 +181,8 @@ mod tests {
         let all: Vec<IpNet> = vec!["0.0.0.0/0".parse().unwrap(), "::/0".parse().unwrap()];
         let ends = ["0.0.0.0/32", "255.255.255.255/32", "::/128"].map(|n| n.parse().unwrap());
         let left = AddressSpans::of(&all).minus(&AddressSpans::of(&ends)).ranges();
-        let expected = [
-            ("0.0.0.1", "255.255.255.254"),
-            ("::1", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"),
-        ];
+        let expected =
+            [("0.0.0.1", "255.255.255.254"), ("::1", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff")];
         let expected: Vec<(IpAddr, IpAddr)> =
             expected.map(|(a, b)| (a.parse().unwrap(), b.parse().unwrap())).into();
         assert_eq!(left, expected);
@@ -192,8 +190,11 @@ mod tests {
 
     #[test]
     fn protocols_stay_apart() {
-        let ports =
-            PortSpans::of([(Protocol::Tcp, 0, 65535), (Protocol::Udp, 0, 80), (Protocol::Udp, 81, 81)]);
+        let ports = PortSpans::of([
+            (Protocol::Tcp, 0, 65535),
+            (Protocol::Udp, 0, 80),
+            (Protocol::Udp, 81, 81),
+        ]);
         assert_eq!(ports.listed(), [(Protocol::Tcp, 0, 65535), (Protocol::Udp, 0, 81)]);
     }
 }

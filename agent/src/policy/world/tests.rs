@@ -38,7 +38,8 @@ fn space(name: &str) -> Change {
 }
 
 fn policy(name: &str, spec: Value) -> Change {
-    let object = json!({ "metadata": { "name": name, "namespace": "shop" }, "spec": spec });
+    let mut object = json!({ "metadata": { "name": name, "namespace": "shop" } });
+    object["spec"] = spec;
     Change::Policy(serde_json::from_value(object).unwrap())
 }
 
@@ -221,7 +222,8 @@ fn chains_stay_short() {
     assert_eq!(chain.main.len(), 2, "one for all ports, one for the thousand: {chain:?}");
     world.apply(put_pod(&pod("one", &json!({ "n": "777" }), B)));
     assert!(tcp(&world, B, A, 81) && !tcp(&world, B, A, 82));
-    let open = json!({ "podSelector": {}, "ingress": [{ "ports": [{ "port": 80, "endPort": 90 }] }] });
+    let open =
+        json!({ "podSelector": {}, "ingress": [{ "ports": [{ "port": 80, "endPort": 90 }] }] });
     world.apply(policy("open", open));
     let chain = world.state().chains.values().next().unwrap();
     assert_eq!(chain.main.len(), 2, "what all may do needs no rule for some: {chain:?}");
@@ -238,7 +240,8 @@ fn ten_thousand_peers_in_one_rule() {
         .map(|n| json!({ "podSelector": { "matchLabels": { "n": n.to_string() } } }))
         .chain((0..=255).map(|n| json!({ "ipBlock": { "cidr": format!("192.0.{n}.0/24") } })))
         .collect();
-    world.apply(policy("many", json!({ "ingress": [{ "from": from, "ports": [{ "port": 80 }] }] })));
+    world
+        .apply(policy("many", json!({ "ingress": [{ "from": from, "ports": [{ "port": 80 }] }] })));
     world.apply(put_pod(&pod("one", &json!({ "n": "7777" }), B)));
     assert!(tcp(&world, B, A, 80) && tcp(&world, "192.0.77.1", A, 80));
     assert!(!tcp(&world, B, A, 81) && !tcp(&world, "192.1.0.1", A, 80));
@@ -260,10 +263,13 @@ fn named_ports_are_those_of_the_destination() {
     world.apply_all(vec![
         with("web", 8080, A),
         with("db", 5432, B),
-        policy("out", json!({ "policyTypes": ["Egress", "Ingress"],
+        policy(
+            "out",
+            json!({ "policyTypes": ["Egress", "Ingress"],
             "ingress": [{ "ports": [{ "port": "http" }] }],
             "egress": [{ "to": [{ "podSelector": { "matchLabels": { "app": "db" } } }],
-                "ports": [{ "port": "http" }] }] })),
+                "ports": [{ "port": "http" }] }] }),
+        ),
     ]);
     assert!(tcp(&world, B, A, 8080) && !tcp(&world, B, A, 5432));
     assert!(tcp(&world, A, B, 5432) && !tcp(&world, A, B, 8080));
@@ -280,8 +286,11 @@ fn named_ports_are_those_of_the_destination() {
 fn problems_name_the_policy_and_the_field() {
     let mut world = shop();
     assert_eq!(world.problems(), []);
-    world.apply(policy("v6", json!({ "ingress": [
-        { "from": [{ "ipBlock": { "cidr": "fd00::/8" } }, { "podSelector": {} }] }] })));
+    world.apply(policy(
+        "v6",
+        json!({ "ingress": [
+        { "from": [{ "ipBlock": { "cidr": "fd00::/8" } }, { "podSelector": {} }] }] }),
+    ));
     let problems = world.problems();
     assert_eq!(problems.len(), 1);
     assert_eq!(problems[0].field, "spec.ingress[0].from");
@@ -317,7 +326,10 @@ fn explained_in_the_words_of_the_policies() {
     assert_eq!(told.egress.reason, Reason::NotSelected);
     assert!(!told.egress.here && told.ingress.here);
     let text = told.to_string();
-    assert!(text.contains("allowed: shop/job (10.32.0.2) -> shop/web (10.32.0.1) TCP 80"), "{text}");
+    assert!(
+        text.contains("allowed: shop/job (10.32.0.2) -> shop/web (10.32.0.1) TCP 80"),
+        "{text}"
+    );
     assert!(text.contains("NetworkPolicy shop/clients, spec.ingress[0]"), "{text}");
     let told = world.explain(&end("192.0.2.1"), &end(A), Protocol::Udp, 53).unwrap();
     assert!(!told.allowed);

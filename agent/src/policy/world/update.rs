@@ -83,9 +83,16 @@ impl Fresh {
         id
     }
 
-    fn of_pod(&mut self, pod: &Pod, selected: &Selected<'_>, direction: Direction) -> Option<ChainId> {
-        let network = selected.network.iter().map(|policy| Place(std::ptr::from_ref(*policy).addr()));
-        let cluster = selected.cluster.iter().map(|policy| Place(std::ptr::from_ref(*policy).addr()));
+    fn of_pod(
+        &mut self,
+        pod: &Pod,
+        selected: &Selected<'_>,
+        direction: Direction,
+    ) -> Option<ChainId> {
+        let network =
+            selected.network.iter().map(|policy| Place(std::ptr::from_ref(*policy).addr()));
+        let cluster =
+            selected.cluster.iter().map(|policy| Place(std::ptr::from_ref(*policy).addr()));
         let own = match direction {
             Direction::Ingress => pod.ports.clone(),
             Direction::Egress => Box::default(),
@@ -237,12 +244,7 @@ fn chains_of(subject: &Subject) -> impl Iterator<Item = &ChainId> {
 }
 
 /// Chains of an address; `None` if it is not restricted.
-fn subject(
-    known: &Known,
-    unknown: Unknown,
-    address: IpAddr,
-    fresh: &mut Fresh,
-) -> Option<Subject> {
+fn subject(known: &Known, unknown: Unknown, address: IpAddr, fresh: &mut Fresh) -> Option<Subject> {
     let lease = known.lease_at(address)?;
     lease.pod.as_ref()?;
     let mut chain = |direction: Direction| match known.local(lease) {
@@ -256,7 +258,6 @@ fn subject(
         }
         Err(_) => None,
     };
-    let subject =
-        Subject { ingress: chain(Direction::Ingress), egress: chain(Direction::Egress) };
+    let subject = Subject { ingress: chain(Direction::Ingress), egress: chain(Direction::Egress) };
     (subject != Subject::default()).then_some(subject)
 }
