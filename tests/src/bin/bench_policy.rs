@@ -191,7 +191,7 @@ fn policy(n: usize, space: usize) -> Value {
     json!({
         "metadata": { "name": format!("policy-{n}"), "namespace": format!("space-{space}") },
         "spec": {
-            "podSelector": if n % 7 == 0 { json!({}) } else { app(n) },
+            "podSelector": if n.is_multiple_of(7) { json!({}) } else { app(n) },
             "policyTypes": ["Ingress", "Egress"],
             "ingress": [{
                 "from": [
