@@ -3,6 +3,8 @@
 //!
 //! `WEFT_WORLDS` worlds are compared (2,000 if not set); `WEFT_SEED` repeats a run.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of a test may fail it")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
@@ -53,9 +55,8 @@ fn live(objects: &Objects) -> Vec<(&Value, Vec<IpAddr>)> {
         let list = pod["status"]["podIPs"].as_array().cloned().unwrap_or_default();
         list.iter().filter_map(|one| one["ip"].as_str()?.parse().ok()).collect::<Vec<IpAddr>>()
     };
-    let alive = |pod: &&Value| {
-        pod["spec"]["hostNetwork"] != true && pod["status"]["phase"] == "Running"
-    };
+    let alive =
+        |pod: &&Value| pod["spec"]["hostNetwork"] != true && pod["status"]["phase"] == "Running";
     objects.pods.iter().filter(alive).map(|pod| (pod, ips(pod))).collect()
 }
 
@@ -77,7 +78,10 @@ fn leases(objects: &Objects, node: &str) -> Vec<LocalPod> {
 /// Carries a delta out, and refuses what a kernel would refuse.
 fn patch(state: &mut PolicyState, delta: &Delta) {
     for (id, kind) in &delta.new_sets {
-        assert!(state.sets.insert(id.clone(), (*kind, BTreeSet::new())).is_none(), "{id:?} is there");
+        assert!(
+            state.sets.insert(id.clone(), (*kind, BTreeSet::new())).is_none(),
+            "{id:?} is there"
+        );
     }
     for (id, elements) in &delta.add {
         assert!(!elements.is_empty());
@@ -112,7 +116,8 @@ fn patch(state: &mut PolicyState, delta: &Delta) {
 /// What every state must be like.
 fn check_shape(state: &PolicyState) {
     let name_ok = |name: &str| {
-        name.len() <= 24 && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+        name.len() <= 24
+            && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
     };
     let mut chains = BTreeSet::new();
     for subject in state.subjects.values() {
@@ -148,14 +153,17 @@ fn check_shape(state: &PolicyState) {
     for (id, (kind, elements)) in &state.sets {
         assert!(name_ok(&id.0), "{id:?}");
         for element in elements {
-            assert_eq!(*kind, match element {
-                Element::Address(_) => SetKind::Addresses,
-                Element::Range(low, high) => {
-                    assert!(low <= high && low.is_ipv4() == high.is_ipv4());
-                    SetKind::Ranges
+            assert_eq!(
+                *kind,
+                match element {
+                    Element::Address(_) => SetKind::Addresses,
+                    Element::Range(low, high) => {
+                        assert!(low <= high && low.is_ipv4() == high.is_ipv4());
+                        SetKind::Ranges
+                    }
+                    Element::Port(..) => SetKind::Ports,
                 }
-                Element::Port(..) => SetKind::Ports,
-            });
+            );
         }
         let ranges: Vec<&Element> = elements.iter().collect();
         for pair in ranges.windows(2) {
@@ -223,8 +231,7 @@ impl Cluster {
 
     /// Both halves, each where it is enforced.
     fn allowed(&self, connection: Connection<'_>, node_of: &BTreeMap<IpAddr, String>) -> bool {
-        let flow =
-            Flow { protocol: Protocol::parse(connection.protocol), port: connection.port };
+        let flow = Flow { protocol: Protocol::parse(connection.protocol), port: connection.port };
         let half = |end: IpAddr, egress: bool| {
             let Some(world) = node_of.get(&end).and_then(|name| self.nodes.get(name)) else {
                 return true;
@@ -276,13 +283,14 @@ impl Cluster {
 }
 
 fn history(seed: u64) -> usize {
-    let (ipv4, ipv6) = [(true, false), (false, true), (true, true), (true, false)][(seed % 4) as usize];
+    let (ipv4, ipv6) =
+        [(true, false), (false, true), (true, true), (true, false)][(seed % 4) as usize];
     let plan = Plan::nine(ipv4, ipv6);
     let mut generator = Generator::new(seed, plan.clone()).odd_pods();
-    if seed % 3 != 0 {
+    if !seed.is_multiple_of(3) {
         generator = generator.cluster();
     }
-    if seed % 5 == 0 {
+    if seed.is_multiple_of(5) {
         generator = generator.nonsense();
     }
     let mut dice = Dice::seeded(seed ^ 0x5eed);

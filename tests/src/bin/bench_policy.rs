@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use weft_agent::policy::objects::{LocalPod, NetworkPolicy, Pod, PodRef};
 use weft_agent::policy::state::PolicyState;
 use weft_agent::policy::world::{Change, Settings, Unknown, World};
-use weft_tests::stats::{ms, percentile};
+use weft_tests::stats::percentile;
 
 const NAMESPACES: usize = 100;
 /// Pods of the node whose agent is measured.
@@ -20,17 +20,11 @@ fn main() -> Result<()> {
     let mut arguments = std::env::args().skip(1).map(|text| text.parse::<usize>());
     let pods = arguments.next().transpose()?.unwrap_or(10_000);
     let policies = arguments.next().transpose()?.unwrap_or(10_000);
+    println!("memory per pod, about         {} bytes", memory_per_pod(pods)?);
     let json: Vec<Value> = (0..pods).map(|n| pod(n, 0)).collect();
     let start = Instant::now();
-    let pods: Vec<Pod> =
-        json.into_iter().map(serde_json::from_value).collect::<Result<_, _>>()?;
-    println!("decode of {} pods            {}", pods.len(), ms(start.elapsed()));
-    let empty = memory()?;
-    let mut world = World::new(Settings { unknown: Unknown::Deny, ipv4: true, ipv6: false });
-    world.apply_all(pods.iter().cloned().map(Change::Pod).collect());
-    let full = memory()?;
-    println!("memory per pod, about         {} bytes", (full - empty.min(full)) / pods.len().max(1));
-    drop(world);
+    let pods: Vec<Pod> = json.into_iter().map(serde_json::from_value).collect::<Result<_, _>>()?;
+    println!("decode of {} pods          {}", pods.len(), show(start.elapsed()));
 
     for count in [0, 1000, policies] {
         println!("\n{} pods, {count} policies, {LOCAL} pods here", pods.len());
@@ -38,6 +32,19 @@ fn main() -> Result<()> {
     }
     println!("\n{} pods, {policies} policies, all of them select one pod here", pods.len());
     piled(&pods, policies)
+}
+
+/// Of a world that takes pods one by one, as a watch brings them.
+fn memory_per_pod(pods: usize) -> Result<usize> {
+    let mut world = World::new(Settings { unknown: Unknown::Deny, ipv4: true, ipv6: false });
+    let empty = memory()?;
+    for n in 0..NAMESPACES {
+        world.apply(Change::Namespace(serde_json::from_value(namespace(n, 0))?));
+    }
+    for n in 0..pods {
+        world.apply(Change::Pod(serde_json::from_value(pod(n, 0))?));
+    }
+    Ok(memory()?.saturating_sub(empty) / pods.max(1))
 }
 
 fn spread(pods: &[Pod], policies: usize) -> Result<()> {
@@ -54,7 +61,7 @@ fn spread(pods: &[Pod], policies: usize) -> Result<()> {
         let start = Instant::now();
         world.apply(Change::Pod(changed));
         let taken = start.elapsed();
-        if is_local(index, pods.len()) { here.push(taken) } else { far.push(taken) }
+        if index < LOCAL { here.push(taken) } else { far.push(taken) }
     }
     tell("label of a pod elsewhere", &mut far);
     for n in 0..100 {
@@ -91,8 +98,7 @@ fn piled(pods: &[Pod], policies: usize) -> Result<()> {
     describe(world.state());
     let mut taken = Vec::new();
     for n in 0..100 {
-        let changed: NetworkPolicy = serde_json::from_value(policy(n * 13, 0))?;
-        let mut changed = changed;
+        let mut changed: NetworkPolicy = serde_json::from_value(policy(n * 13, 0))?;
         changed.ingress = None;
         let start = Instant::now();
         world.apply(Change::Policy(changed));
@@ -120,7 +126,7 @@ fn build(pods: &[Pod], policies: Vec<NetworkPolicy>) -> Result<World> {
     let mut world = World::new(Settings { unknown: Unknown::Deny, ipv4: true, ipv6: false });
     let start = Instant::now();
     world.apply_all(changes);
-    println!("full build                    {}", ms(start.elapsed()));
+    println!("full build                    {}", show(start.elapsed()));
     Ok(world)
 }
 
@@ -139,14 +145,10 @@ fn tell(what: &str, taken: &mut [Duration]) {
     taken.sort_unstable();
     println!(
         "{what:<29} p50 {}, p99 {}, max {}",
-        ms(percentile(taken, 50)),
-        ms(percentile(taken, 99)),
-        ms(taken.last().copied().unwrap_or_default())
+        show(percentile(taken, 50)),
+        show(percentile(taken, 99)),
+        show(taken.last().copied().unwrap_or_default())
     );
-}
-
-fn is_local(index: usize, _: usize) -> bool {
-    index < LOCAL
 }
 
 fn namespace(n: usize, version: usize) -> Value {
@@ -189,7 +191,7 @@ fn policy(n: usize, space: usize) -> Value {
     json!({
         "metadata": { "name": format!("policy-{n}"), "namespace": format!("space-{space}") },
         "spec": {
-            "podSelector": if n % 7 == 0 { json!({}) } else { app(n) },
+            "podSelector": if n.is_multiple_of(7) { json!({}) } else { app(n) },
             "policyTypes": ["Ingress", "Egress"],
             "ingress": [{
                 "from": [
@@ -205,6 +207,10 @@ fn policy(n: usize, space: usize) -> Value {
             ],
         },
     })
+}
+
+fn show(time: Duration) -> String {
+    format!("{:.3} ms", time.as_secs_f64() * 1000.0)
 }
 
 /// Resident bytes of this process.

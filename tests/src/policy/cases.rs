@@ -18,7 +18,7 @@ pub struct Case {
 /// The world of [`cases`]: of three namespaces of three pods, pods have `app` =
 /// `web`, `db`, `job`, namespaces `team` = `red`, `blue`, none. Port `web` is TCP 80 on
 /// pods `a`, TCP 81 on pods `b`, UDP 80 on pods `c`.
-pub fn case_world(plan: &Plan) -> Objects {
+pub(super) fn case_world(plan: &Plan) -> Objects {
     let mut objects = Objects::default();
     for (name, team) in [("x", Some("red")), ("y", Some("blue")), ("z", None)] {
         let mut labels = BTreeMap::from([("kubernetes.io/metadata.name", name)]);
@@ -63,10 +63,13 @@ fn subjects() -> Values {
         ("not-in", with("NotIn", json!(["web"]))),
         ("exists", with("Exists", Value::Null)),
         ("absent", with("DoesNotExist", Value::Null)),
-        ("both", json!({
-            "matchLabels": { "tier": "front" },
-            "matchExpressions": [{ "key": "app", "operator": "NotIn", "values": ["job"] }],
-        })),
+        (
+            "both",
+            json!({
+                "matchLabels": { "tier": "front" },
+                "matchExpressions": [{ "key": "app", "operator": "NotIn", "values": ["job"] }],
+            }),
+        ),
         ("nobody", json!({ "matchLabels": { "app": "nothing" } })),
     ]
 }
@@ -89,20 +92,31 @@ fn peers(plan: &Plan) -> Values {
     all.extend([
         ("any-namespace", json!([{ "namespaceSelector": {} }])),
         ("namespace", json!([{ "namespaceSelector": { "matchLabels": { "team": "red" } } }])),
-        ("namespace-without", json!([{ "namespaceSelector": {
-            "matchExpressions": [{ "key": "team", "operator": "DoesNotExist" }] } }])),
-        ("namespace-and-pod", json!([{
+        (
+            "namespace-without",
+            json!([{ "namespaceSelector": {
+            "matchExpressions": [{ "key": "team", "operator": "DoesNotExist" }] } }]),
+        ),
+        (
+            "namespace-and-pod",
+            json!([{
             "namespaceSelector": { "matchLabels": { "team": "blue" } },
-            "podSelector": { "matchLabels": { "app": "db" } } }])),
-        ("namespace-or-pod", json!([
+            "podSelector": { "matchLabels": { "app": "db" } } }]),
+        ),
+        (
+            "namespace-or-pod",
+            json!([
             { "namespaceSelector": { "matchLabels": { "team": "blue" } } },
-            { "podSelector": { "matchLabels": { "app": "db" } } }])),
-        ("namespace-by-name", json!([{ "namespaceSelector": {
-            "matchLabels": { "kubernetes.io/metadata.name": "z" } } }])),
+            { "podSelector": { "matchLabels": { "app": "db" } } }]),
+        ),
+        (
+            "namespace-by-name",
+            json!([{ "namespaceSelector": {
+            "matchLabels": { "kubernetes.io/metadata.name": "z" } } }]),
+        ),
     ]);
     for (i, address) in plan.pods.iter().flat_map(|pod| &pod.addresses).enumerate().step_by(5) {
-        let (wide, whole) =
-            if address.is_ipv4() { (24, "0.0.0.0/0") } else { (120, "::/0") };
+        let (wide, whole) = if address.is_ipv4() { (24, "0.0.0.0/0") } else { (120, "::/0") };
         let one = format!("{address}/{}", if address.is_ipv4() { 32 } else { 128 });
         let net = format!("{address}/{wide}");
         all.push(match i % 3 {

@@ -4,9 +4,7 @@ use std::net::IpAddr;
 
 use serde_json::Value;
 
-use super::naive::{
-    Connection, Way, has_port, in_block, items, pod_at, selects, space_of,
-};
+use super::naive::{Connection, Way, has_port, in_block, items, pod_at, selects, space_of};
 use super::objects::Objects;
 
 /// What a tier decides, if it decides: the lowest priority first, then the name.
@@ -66,8 +64,7 @@ fn decide<'a>(
 ) -> Option<&'a str> {
     let action = rule["action"].as_str().unwrap_or("Deny");
     let address = if way == Way::Ingress { connection.from } else { connection.to };
-    let named_on =
-        if way == Way::Ingress { Some(subject) } else { pod_at(objects, connection.to) };
+    let named_on = if way == Way::Ingress { Some(subject) } else { pod_at(objects, connection.to) };
     let (peers, protocols) = (items(&rule[way.peers()]), items(&rule["protocols"]));
     // Of an Accept, what makes no sense matches nothing; other rules then deny.
     let accept = action == "Accept";

@@ -287,7 +287,8 @@ impl Generator {
             _ => {
                 let mut block = json!({ "cidr": self.block() });
                 if self.chance(50) {
-                    let except: Vec<String> = (0..=self.dice.below(2)).map(|_| self.block()).collect();
+                    let except: Vec<String> =
+                        (0..=self.dice.below(2)).map(|_| self.block()).collect();
                     block["except"] = json!(except);
                 }
                 json!({ "ipBlock": block })
@@ -297,7 +298,8 @@ impl Generator {
 
     /// A block around an address of the world, or of everything.
     pub(super) fn block(&mut self) -> String {
-        let mut all: Vec<IpAddr> = self.plan.pods.iter().flat_map(|p| p.addresses.clone()).collect();
+        let mut all: Vec<IpAddr> =
+            self.plan.pods.iter().flat_map(|p| p.addresses.clone()).collect();
         all.extend(self.plan.nodes.iter().flat_map(|node| node.addresses.clone()));
         all.extend(&self.plan.outside);
         let address = *self.one(&all);

@@ -20,7 +20,8 @@ impl Generator {
             "subject": subject,
         });
         for (section, list) in [("ingress", "from"), ("egress", "to")] {
-            let rules: Vec<Value> = (0..self.dice.below(4)).map(|_| self.cluster_rule(list)).collect();
+            let rules: Vec<Value> =
+                (0..self.dice.below(4)).map(|_| self.cluster_rule(list)).collect();
             if !rules.is_empty() {
                 spec[section] = json!(rules);
             }
@@ -58,7 +59,9 @@ impl Generator {
                 1 => json!({ "planets": {} }),
                 2 if egress => json!({ "networks": ["10.0.0.0/8", "nowhere"] }),
                 3 if egress => json!({ "domainNames": ["kubernetes.io"] }),
-                _ => json!({ "namespaces": { "matchExpressions": [{ "key": "a", "operator": "In" }] } }),
+                _ => {
+                    json!({ "namespaces": { "matchExpressions": [{ "key": "a", "operator": "In" }] } })
+                }
             };
         }
         match self.dice.below(if egress { 6 } else { 4 }) {
@@ -69,7 +72,8 @@ impl Generator {
             } }),
             4 => json!({ "nodes": self.selector("node") }),
             _ => {
-                let networks: Vec<String> = (0..=self.dice.below(2)).map(|_| self.block()).collect();
+                let networks: Vec<String> =
+                    (0..=self.dice.below(2)).map(|_| self.block()).collect();
                 json!({ "networks": networks })
             }
         }
@@ -81,7 +85,9 @@ impl Generator {
             return match self.dice.below(3) {
                 0 => json!({ kind: {} }),
                 1 => json!({ "icmp": {} }),
-                _ => json!({ kind: { "destinationPort": { "range": { "start": 81, "end": 80 } } } }),
+                _ => {
+                    json!({ kind: { "destinationPort": { "range": { "start": 81, "end": 80 } } } })
+                }
             };
         }
         match self.dice.below(5) {

@@ -57,7 +57,10 @@ impl Plan {
                     namespace: namespace.to_owned(),
                     name: name.to_owned(),
                     node: format!("n{}", node + 1),
-                    addresses: ips([10, 32, node, 10 + s * 4 + p], u16::from(node) << 8 | u16::from(10 + s * 4 + p)),
+                    addresses: ips(
+                        [10, 32, node, 10 + s * 4 + p],
+                        u16::from(node) << 8 | u16::from(10 + s * 4 + p),
+                    ),
                 });
             }
         }
@@ -186,7 +189,12 @@ pub struct Cell {
 }
 
 /// A pod object with labels, running.
-pub fn pod(plan: &PodPlan, uid: &str, created: u64, labels: &BTreeMap<String, String>) -> Value {
+pub(super) fn pod(
+    plan: &PodPlan,
+    uid: &str,
+    created: u64,
+    labels: &BTreeMap<String, String>,
+) -> Value {
     let ips: Vec<Value> = plan.addresses.iter().map(|ip| json!({ "ip": ip.to_string() })).collect();
     json!({
         "apiVersion": "v1", "kind": "Pod",
