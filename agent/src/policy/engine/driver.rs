@@ -247,10 +247,11 @@ impl Driver {
     fn inbox(&mut self) {
         let mut sink = [0; 64];
         while matches!((&self.woken).read(&mut sink), Ok(n) if n == sink.len()) {}
-        let (changes, local, synced, generation, commands) = {
+        let (changes, earlier, local, synced, generation, commands) = {
             let mut inbox = lock(&self.shared.inbox);
             (
                 std::mem::take(&mut inbox.changes),
+                inbox.earlier.take(),
                 inbox.local.take(),
                 inbox.synced.take(),
                 inbox.generation,
@@ -259,7 +260,8 @@ impl Driver {
         };
         if generation != self.generation {
             self.generation = generation;
-            if let Err(error) = self.take(changes, local, synced) {
+            let gone = earlier.map(|pods| self.take_local(&pods)).unwrap_or_default();
+            if let Err(error) = self.take(changes, local, synced, gone) {
                 self.failed(error);
             }
             self.tell_applied();
@@ -307,11 +309,11 @@ impl Driver {
         mut changes: Vec<Change>,
         local: Option<Vec<LocalPod>>,
         synced: Option<bool>,
+        mut gone: BTreeSet<IpAddr>,
     ) -> Result<(), PolicyError> {
         self.report_soon();
-        let mut gone = BTreeSet::new();
         if let Some(pods) = local {
-            gone = self.take_local(&pods);
+            gone.extend(self.take_local(&pods));
             changes.insert(0, Change::AllLocal(pods));
         }
         self.synced = synced.unwrap_or(self.synced);

@@ -16,7 +16,7 @@ use crate::policy::objects::{LocalPod, PodRef};
 use crate::policy::state::Protocol;
 use crate::policy::world::{Change, Settings, Unknown};
 
-fn read<T: DeserializeOwned>(value: Value) -> T {
+pub(super) fn read<T: DeserializeOwned>(value: Value) -> T {
     serde_json::from_value(value).unwrap()
 }
 
@@ -59,12 +59,12 @@ fn locals(numbers: &[usize]) -> Vec<LocalPod> {
     numbers.iter().map(|n| local(*n)).collect()
 }
 
-fn config() -> PolicyConfig {
+pub(super) fn config() -> PolicyConfig {
     let settings = Settings { unknown: Unknown::Deny, ipv4: true, ipv6: true };
     PolicyConfig { settings, drop_established: true }
 }
 
-fn start(node: &Node, config: PolicyConfig) -> EngineHandle {
+pub(super) fn start(node: &Node, config: PolicyConfig) -> EngineHandle {
     node.ns.run(|| EngineHandle::start(config).unwrap())
 }
 
@@ -85,7 +85,7 @@ fn block_timed<F: Future>(future: F) -> F::Output {
     builder.enable_time().build().unwrap().block_on(future)
 }
 
-fn settled(engine: &EngineHandle) {
+pub(super) fn settled(engine: &EngineHandle) {
     block(engine.settled()).unwrap();
 }
 
@@ -261,14 +261,21 @@ fn established_connections_end_unless_kept() {
 }
 
 /// Knows one pod, and counts how often it is asked.
-struct OnePod(Change, AtomicU32);
+struct OnePod {
+    engine: EngineHandle,
+    known: Change,
+    asked: AtomicU32,
+}
 
 impl PodLookup for OnePod {
-    fn lookup<'a>(&'a self, pod: &'a PodRef) -> BoxFuture<'a, Vec<Change>> {
+    fn lookup<'a>(&'a self, pod: &'a PodRef) -> BoxFuture<'a, bool> {
         Box::pin(async move {
-            self.1.fetch_add(1, Ordering::Relaxed);
-            let Change::Pod(known) = &self.0 else { return Vec::new() };
-            if known.key == *pod { vec![self.0.clone()] } else { Vec::new() }
+            self.asked.fetch_add(1, Ordering::Relaxed);
+            let known = matches!(&self.known, Change::Pod(known) if known.key == *pod);
+            if known {
+                self.engine.changes(vec![self.known.clone()]);
+            }
+            known
         })
     }
 }
@@ -277,17 +284,21 @@ impl PodLookup for OnePod {
 fn a_new_pod_is_looked_up_or_closed() {
     let node = Node::new(4);
     let engine = start(&node, config());
-    let lookup = std::sync::Arc::new(OnePod(pod(3, json!({"role": "client"})), AtomicU32::new(0)));
+    let lookup = std::sync::Arc::new(OnePod {
+        engine: engine.clone(),
+        known: pod(3, json!({"role": "client"})),
+        asked: AtomicU32::new(0),
+    });
     engine.set_lookup(lookup.clone());
     engine.local(vec![]);
     engine.changes(vec![namespace(), pod(1, json!({"app": "web"})), policy()]);
     engine.synced(true);
     engine.local(locals(&[1]));
     admit(&engine, 1);
-    assert_eq!(lookup.1.load(Ordering::Relaxed), 0, "it is known");
+    assert_eq!(lookup.asked.load(Ordering::Relaxed), 0, "it is known");
     engine.local(locals(&[1, 3]));
     admit(&engine, 3);
-    assert_eq!(lookup.1.load(Ordering::Relaxed), 1);
+    assert_eq!(lookup.asked.load(Ordering::Relaxed), 1);
     node.check(3, 1, 80, true, false);
     node.check(1, 3, 90, true, true);
     // Nobody knows that one: closed until somebody does.
