@@ -2,6 +2,7 @@
 #   make lab [ARGS="--nodes 5"]   a cluster on this machine, until Ctrl-C
 #   make test                     everything, real packets included (root or sudo)
 #   make bench                    ADD and DEL against bridge + host-local
+#   make image                    the container image, in target/image
 #   make verify                   format, lint, licences; changes nothing
 SHELL := bash
 ARGS ?=
@@ -17,7 +18,7 @@ SUDO := sudo -E
 export CARGO_TARGET_$(shell echo $(TRIPLE) | tr a-z- A-Z_)_RUNNER := sudo -E
 endif
 
-.PHONY: build lab test bench fmt lint deny verify clean-lab
+.PHONY: build lab test bench image fmt lint deny verify clean-lab
 
 build:
 	@bash tests/setup.sh build
@@ -41,6 +42,10 @@ bench:
 	@bash tests/setup.sh test
 	@$(MAKE) --no-print-directory build
 	$(SUDO) $(BIN)/bench_attach
+
+image:
+	@bash tests/setup.sh build
+	@bash deploy/image/build.sh
 
 fmt:
 	cargo fmt --all

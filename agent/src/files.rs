@@ -49,6 +49,28 @@ pub(crate) fn private_dir(path: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(path)
 }
 
+/// Removes a directory with all that is in it. One that is a mount point, as in
+/// a container, can only be emptied.
+pub(crate) fn remove_dir(path: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(path)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            fs::remove_dir_all(entry.path())?;
+        } else {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    match fs::remove_dir(path) {
+        Err(e) if mounted(&e) => Ok(()),
+        other => other,
+    }
+}
+
+/// A mount point, or one in a root that is read-only.
+fn mounted(error: &io::Error) -> bool {
+    [io::ErrorKind::ResourceBusy, io::ErrorKind::ReadOnlyFilesystem].contains(&error.kind())
+}
+
 /// Takes everybody else's rights from a file; true if they had any.
 pub(crate) fn make_private(path: &Path) -> io::Result<bool> {
     let open = fs::metadata(path)?.permissions().mode() & 0o077 != 0;
@@ -84,6 +106,8 @@ mod tests {
             fs::read_dir(&dir).unwrap().map(|e| e.unwrap().file_name()).collect();
         left.sort();
         assert_eq!(left, ["file", "taken"]);
-        fs::remove_dir_all(dir).unwrap();
+        std::os::unix::fs::symlink("/etc", dir.join("link")).unwrap();
+        remove_dir(&dir).unwrap();
+        assert!(!dir.exists() && Path::new("/etc/passwd").exists());
     }
 }

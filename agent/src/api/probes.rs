@@ -25,9 +25,11 @@ pub(super) async fn readyz(State(api): State<Arc<Api>>) -> Response {
     later(if reasons.is_empty() { "not ready yet" } else { &reasons })
 }
 
-/// Weave's `GET /status`.
+/// Weave's `GET /status`: the same text, and 503 as long as no pod can be
+/// served, since it is what readiness probes ask.
 pub(super) async fn status(State(api): State<Arc<Api>>) -> Response {
-    ok(weave::overview(&api.backend.status()))
+    let text = weave::overview(&api.backend.status());
+    if api.backend.readiness().ready { ok(text) } else { later(text.trim_end()) }
 }
 
 /// Weave's `GET /status/…`.

@@ -153,6 +153,7 @@ async fn serve(config: Config) -> Result<End> {
         direct_routing: config.direct_routing,
         hairpin: config.hairpin,
         masquerade: true,
+        forward_accept: config.forward_accept,
     })?;
     let underlay = dataplane.underlay();
 
@@ -316,7 +317,7 @@ pub fn cleanup(config: &Config) -> Result<Vec<String>> {
     }
     for dir in [&config.run_dir, &config.state_dir] {
         if dir.join("identity.key").exists() || dir.join(names::TOKEN_FILE).exists() {
-            fs::remove_dir_all(dir).with_context(|| format!("cannot remove {}", dir.display()))?;
+            files::remove_dir(dir).with_context(|| format!("cannot remove {}", dir.display()))?;
             removed.push(dir.display().to_string());
         }
     }

@@ -124,6 +124,9 @@ pub(super) enum Cmd {
     },
     /// Remove everything weft put on this machine; the agent must be stopped
     Cleanup {
+        /// Then wait to be stopped: for a DaemonSet, whose pods must not end
+        #[arg(long)]
+        stay: bool,
         #[command(flatten)]
         output: OutputArg,
     },

@@ -11,6 +11,7 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use nix::sys::signal::{SigSet, Signal};
 use serde_json::json;
 
 use crate::config::{Config, ConfigErrors, Env, Flags, LogFormat, ProcessEnv};
@@ -61,8 +62,8 @@ fn dispatch(cli: Cli, flags: &Flags, env: &dyn Env, hooks: Hooks) -> ExitCode {
             Ok(config) => finish(show_config(&config.report(), output.output)),
             Err(errors) => refuse(&errors),
         },
-        Some(Cmd::Cleanup { output }) => match Config::parse(env, flags) {
-            Ok(config) => finish(cleanup(&config, output.output, hooks)),
+        Some(Cmd::Cleanup { stay, output }) => match Config::parse(env, flags) {
+            Ok(config) => finish(cleanup(&config, output.output, stay, hooks)),
             Err(errors) => refuse(&errors),
         },
         Some(command) => match Config::endpoint(env, flags) {
@@ -96,7 +97,7 @@ fn ask(command: Cmd, client: &Client) -> ExitCode {
     }
 }
 
-fn cleanup(config: &Config, output: Output, hooks: Hooks) -> anyhow::Result<ExitCode> {
+fn cleanup(config: &Config, output: Output, stay: bool, hooks: Hooks) -> anyhow::Result<ExitCode> {
     if std::net::TcpStream::connect_timeout(&config.http_addr, PROBE).is_ok() {
         anyhow::bail!(
             "something listens on {}: stop the agent first, it would put everything back",
@@ -109,7 +110,16 @@ fn cleanup(config: &Config, output: Output, hooks: Hooks) -> anyhow::Result<Exit
         Output::Text if removed.is_empty() => "nothing to remove".to_owned(),
         Output::Text => removed.iter().map(|item| format!("removed {item}\n")).collect(),
     };
-    Ok(Out::default().text(&text).map(|()| ExitCode::SUCCESS)?)
+    Out::default().text(&text)?;
+    if stay {
+        // As the first process of a container it gets only signals it waits for.
+        let mut stop = SigSet::empty();
+        stop.add(Signal::SIGTERM);
+        stop.add(Signal::SIGINT);
+        stop.thread_block()?;
+        stop.wait()?;
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn finish<E: Into<anyhow::Error>>(result: Result<ExitCode, E>) -> ExitCode {

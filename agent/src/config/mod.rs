@@ -84,6 +84,8 @@ pub struct Config {
     pub metrics_addr: Option<SocketAddr>,
     /// Listener of the read-only routes.
     pub status_addr: Option<SocketAddr>,
+    /// Keep accepts in iptables' FORWARD chain where it drops.
+    pub forward_accept: bool,
     /// Keep client addresses towards local pods.
     pub no_masq_local: bool,
     /// Accepted, without effect.
@@ -300,6 +302,7 @@ fn read(r: &mut Reader<'_>) -> Config {
     let expose_ip = r.get("EXPOSE_IP", None, |text| value::expose(text, &ranges));
     let metrics_addr = r.get("METRICS_ADDR", None, value::listen);
     let status_addr = r.get("STATUS_ADDR", None, value::listen);
+    let forward_accept = r.get("FORWARD_ACCEPT", true, value::auto_or_off);
     let no_masq_local = r.get("NO_MASQ_LOCAL", true, value::boolean);
     let http_allow_remote = r.get("HTTP_ALLOW_REMOTE", false, value::boolean);
     let http_addr = r.get("HTTP_ADDR", loopback, |text| value::http_addr(text, http_allow_remote));
@@ -366,6 +369,7 @@ fn read(r: &mut Reader<'_>) -> Config {
         expose_ip,
         metrics_addr,
         status_addr,
+        forward_accept,
         no_masq_local,
         iptables_backend,
         checkpoint_disable,

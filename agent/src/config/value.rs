@@ -247,6 +247,14 @@ pub(super) fn listen(text: &str) -> Parsed<Option<SocketAddr>> {
     }
 }
 
+pub(super) fn auto_or_off(text: &str) -> Parsed<bool> {
+    match text {
+        "auto" => Ok(true),
+        "off" => Ok(false),
+        _ => Err(String::new()),
+    }
+}
+
 pub(super) fn http_addr(text: &str, remote: bool) -> Parsed<SocketAddr> {
     let address = socket(text)?;
     if !address.ip().is_loopback() && !remote {

@@ -149,6 +149,9 @@ pub const VARS: &[Var] = &[
         .alias(&["WEAVE_NO_MASQ_LOCAL"])
         .help("keep the client's address towards pods of this node")
         .idle("the client's address is always kept"),
+    Var::new("FORWARD_ACCEPT", "auto", "auto or off")
+        .example("off")
+        .help("auto: where iptables' FORWARD chain drops by default, keep two rules there that accept pod traffic"),
     Var::new("HTTP_ADDR", names::HTTP_ADDR, "ADDRESS:PORT on a loopback address")
         .alias(&["WEAVE_HTTP_ADDR"])
         .help("where the local API is served"),

@@ -117,7 +117,7 @@ fn alone(rtnl: &Rtnl, indexes: &mut Indexes, op: &Op) -> Option<Result<(), Refus
         Op::DelLink(name) => rtnl.del_link(index(name)),
         Op::AddAddr(net) => rtnl.add_addr(index(BRIDGE), *net),
         Op::DelAddr(net) => rtnl.del_addr(index(BRIDGE), *net),
-        Op::SetSysctl(path, value) => sysctl::write(path, value).map_err(Refused::from),
+        Op::SetSysctl(path, value) => sysctl::write(path, value),
         _ => return None,
     })
 }

@@ -12,7 +12,7 @@ use super::apply::{Indexes, apply};
 use super::model::{Kind, Observed, Op};
 use super::netlink::Kernel;
 use super::netlink::socket::{Refused, Requests};
-use super::nft::transaction;
+use super::nft::{forward, transaction};
 use super::{facts, observe, reaper};
 
 /// Host routes and addresses that overlap one of `ranges`, each with a
@@ -55,7 +55,14 @@ fn remove_rules() -> Result<(), DataplaneError> {
         why: e.to_string(),
     };
     let mut nft = Requests::open(NETLINK_NETFILTER).map_err(|e| rules(e.into()))?;
-    transaction::remove(&mut nft).map_err(rules)
+    transaction::remove(&mut nft).map_err(rules)?;
+    let accepts = |e: Refused| DataplaneError::Nftables {
+        what: "remove the accepts from iptables' FORWARD chain".to_owned(),
+        why: e.to_string(),
+    };
+    let found = forward::look(&mut nft, &[]).map_err(accepts)?;
+    let edits = forward::edits(&found, &[], false);
+    if edits.is_empty() { Ok(()) } else { forward::apply(&mut nft, &edits).map_err(accepts) }
 }
 
 fn remove_objects() -> Result<Vec<DataplaneError>, DataplaneError> {

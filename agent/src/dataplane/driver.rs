@@ -27,7 +27,7 @@ use super::handle::{Applied, Command, Shared, WiredPod, lock};
 use super::intent::Intent;
 use super::model::{Observed, Op};
 use super::netlink::Kernel;
-use super::netlink::socket::Requests;
+use super::netlink::socket::{Refused, Requests};
 use super::nft::forward;
 use super::nft::ruleset::{Elements, Ruleset, elements, ruleset};
 use super::nft::transaction::{self, ObservedRules};
@@ -274,9 +274,9 @@ impl Driver {
 
     /// What drops pod traffic behind our back.
     fn watch_forward(&mut self) {
-        match forward::blockers(&mut self.nft, &self.desired.ranges) {
+        match self.open_forward() {
             Ok(found) => {
-                let mut all = forward::conditions(&found);
+                let mut all = forward::conditions(forward::blockers(&found, &self.desired.ranges));
                 if self.desired.ranges.iter().any(|range| range.addr().is_ipv4()) {
                     all.extend(legacy::conditions());
                 }
@@ -284,6 +284,22 @@ impl Driver {
             }
             Err(error) => tracing::debug!(%error, "others' forward chains not read"),
         }
+    }
+
+    /// Keeps our accepts in iptables' FORWARD chain; what is there afterwards.
+    fn open_forward(&mut self) -> Result<Vec<forward::Chain>, Refused> {
+        let found = forward::look(&mut self.nft, &self.desired.ranges)?;
+        if self.desired.ranges.is_empty() {
+            // Nothing is known yet of what should be there.
+            return Ok(found);
+        }
+        let edits = forward::edits(&found, &self.desired.ranges, self.config.forward_accept);
+        if edits.is_empty() {
+            return Ok(found);
+        }
+        forward::apply(&mut self.nft, &edits)?;
+        self.note_repair(edits.len(), "accepts in iptables' FORWARD chain".to_owned());
+        forward::look(&mut self.nft, &self.desired.ranges)
     }
 
     fn note_repair(&mut self, count: usize, what: String) {

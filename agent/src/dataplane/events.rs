@@ -8,6 +8,7 @@ use weft_proto::names::{NFT_TABLE, RT_PROTOCOL};
 
 use super::facts::is_ours;
 use super::netlink::codec::{attr, ip, messages, text, u16_at, u32_at};
+use super::nft::forward;
 
 const MSG_DONTWAIT: i32 = 0x40;
 /// RTNLGRP_*: link, neighbour, IPv4 and IPv6 addresses and routes, nexthops.
@@ -70,16 +71,17 @@ impl Events {
                 .filter(|message| message.port == 0 || !own.contains(&message.port))
                 .any(|message| match self.source {
                     Source::Route => route_matters(message.kind, message.payload, devices, ranges),
-                    Source::Nftables => nft_matters(message.payload),
+                    Source::Nftables => nft_matters(message.kind, message.payload),
                 });
         }
     }
 }
 
-fn nft_matters(payload: &[u8]) -> bool {
+fn nft_matters(kind: u16, payload: &[u8]) -> bool {
     // Every kind of nftables message names its table in attribute 1, except
     // the closing "new generation", where it is a number.
-    payload.get(4..).and_then(|body| attr(body, 1)).map(text).as_deref() == Some(NFT_TABLE)
+    forward::matters(kind & 0xff, payload)
+        || payload.get(4..).and_then(|body| attr(body, 1)).map(text).as_deref() == Some(NFT_TABLE)
 }
 
 fn route_matters(kind: u16, payload: &[u8], devices: &[u32], ranges: &[IpNet]) -> bool {

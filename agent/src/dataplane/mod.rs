@@ -56,6 +56,8 @@ pub struct DataplaneConfig {
     pub hairpin: bool,
     /// Masquerade what leaves the pod network.
     pub masquerade: bool,
+    /// Keep accepts of ours in iptables' FORWARD chain where it drops.
+    pub forward_accept: bool,
 }
 
 impl DataplaneConfig {
@@ -70,6 +72,7 @@ impl DataplaneConfig {
             direct_routing: false,
             hairpin: true,
             masquerade: true,
+            forward_accept: true,
         }
     }
 }

@@ -6,4 +6,9 @@
 //! ```
 //! [`state`] is the border: what the compiler makes and the kernel part applies.
 
+pub mod explain;
+pub mod objects;
+pub mod selector;
 pub mod state;
+pub mod verdict;
+pub mod world;

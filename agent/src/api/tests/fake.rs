@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -30,6 +30,8 @@ pub(crate) struct Fake {
     leases: Mutex<Vec<AttachmentKey>>,
     /// What `status` says; 0, 1, 2.
     pub(crate) health: AtomicUsize,
+    /// ADD cannot be served.
+    pub(crate) unready: AtomicBool,
 }
 
 struct Waiting<'a>(&'a AtomicUsize);
@@ -85,7 +87,8 @@ impl Backend for Fake {
     }
 
     fn readiness(&self) -> Readiness {
-        Readiness { ready: true, connectivity: true, reasons: vec![] }
+        let ready = !self.unready.load(Ordering::Relaxed);
+        Readiness { ready, connectivity: true, reasons: vec![] }
     }
 
     fn config(&self) -> serde_json::Value {

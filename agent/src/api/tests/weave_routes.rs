@@ -153,3 +153,17 @@ async fn report_is_json() {
     }
     assert_eq!(server.send("GET", "/report", "Accept: text/html\r\n", "").await.code, 406);
 }
+
+/// The text is there either way; the code is for probes.
+#[tokio::test]
+async fn status_is_a_readiness_probe() {
+    let server = Server::start(Callers::Token).await;
+    let ready = server.call("GET", "/status", "").await;
+    server.fake.unready.store(true, std::sync::atomic::Ordering::Relaxed);
+    let unready = server.call("GET", "/status", "").await;
+    assert_eq!((ready.code, unready.code), (200, 503));
+    assert_eq!(ready.body.trim_end(), unready.body.trim_end());
+    assert_eq!(unready.header("retry-after"), Some("5"));
+    // A process that waits is not to be killed for it.
+    assert_eq!(server.call("GET", "/healthz", "").await.code, 200);
+}

@@ -110,6 +110,11 @@ impl Rule {
         self.meta(META_IIFNAME, REG).cmp(REG, true, prefix.as_bytes())
     }
 
+    /// Outgoing interface's name begins with `prefix`.
+    pub(crate) fn oif_prefix(self, prefix: &str) -> Self {
+        self.meta(META_OIFNAME, REG).cmp(REG, true, prefix.as_bytes())
+    }
+
     pub(crate) fn oif(self, equal: bool, name: &str) -> Self {
         self.meta(META_OIFNAME, REG).cmp(REG, equal, &ifname(name))
     }
@@ -200,6 +205,14 @@ impl Rule {
     pub(crate) fn masquerade(self) -> Self {
         const RANDOM_FULLY: u32 = 1 << 4;
         self.expr("masq", |w| w.attr_be32(1, RANDOM_FULLY))
+    }
+
+    /// Counts, as every rule that iptables makes.
+    pub(crate) fn counter(self) -> Self {
+        self.expr("counter", |w| {
+            w.attr(1, &[0; 8]);
+            w.attr(2, &[0; 8]);
+        })
     }
 
     pub(crate) fn verdict(self, code: i32, chain: Option<&str>) -> Self {

@@ -2,7 +2,10 @@
 //!
 //! What our own rules accept, another table's chain on the same hook may still
 //! drop: Docker's `ip filter FORWARD` with policy drop, firewalld's chain that
-//! ends in a reject. Nothing is done about it, but it is told.
+//! ends in a reject. In iptables' own chain two accepts of ours are kept, as any
+//! program that uses iptables would have them; other chains are only told of.
+//! Network policy is enforced in our own table on the same hook, so that these
+//! accepts never let pass what it drops.
 
 use std::collections::BTreeSet;
 
@@ -10,9 +13,13 @@ use ipnet::IpNet;
 use weft_proto::api::Condition;
 use weft_proto::names::{BRIDGE, NFT_TABLE, VXLAN};
 
-use super::transaction::{GETCHAIN, GETRULE, gone_is_empty, header};
+use super::expr::{ACCEPT, Rule};
+use super::ruleset::RuleSpec;
+use super::transaction::{
+    Batch, DELRULE, GETCHAIN, GETRULE, NEWRULE, comment, gone_is_empty, header, parse_comment,
+};
 use crate::dataplane::desired::condition;
-use crate::dataplane::netlink::codec::{attr, attrs, be32, text};
+use crate::dataplane::netlink::codec::{F_CREATE, attr, attrs, be32, text};
 use crate::dataplane::netlink::socket::{Refused, Requests};
 
 const INET: u8 = 1;
@@ -20,61 +27,182 @@ const IPV4: u8 = 2;
 const IPV6: u8 = 10;
 const HOOK_FORWARD: u32 = 2;
 const DROP: u32 = 0;
+/// Where iptables-nft keeps what `iptables -A FORWARD` says.
+const IPTABLES_TABLE: &str = "filter";
+const IPTABLES_CHAIN: &str = "FORWARD";
 
-/// A chain on the forward hook that drops what it does not know.
+/// A base chain of others on the forward hook.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Blocker {
+pub(crate) struct Chain {
     family: u8,
     table: String,
     chain: String,
-    /// By its policy; else by its last rule.
+    /// Its policy is to drop.
     policy: bool,
+    rules: Vec<Seen>,
+    /// A rule somewhere in the table, not of ours, means pod traffic to pass.
+    passes: bool,
 }
 
-/// Base chains of others on the forward hook that let nothing of ours pass.
-pub(crate) fn blockers(
-    socket: &mut Requests,
-    ranges: &[IpNet],
-) -> Result<BTreeSet<Blocker>, Refused> {
+/// What counts of a rule.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Seen {
+    handle: u64,
+    /// The mark of a rule of ours.
+    mark: Option<String>,
+    drops_all: bool,
+}
+
+/// A change to a chain of others: rules of ours come and go, nothing else.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Edit {
+    /// At the head of iptables' chain of a family, this accept of ours.
+    Insert(u8, usize),
+    /// A rule of ours, by handle.
+    Delete(u8, u64),
+}
+
+/// All base chains of others on the forward hook.
+pub(crate) fn look(socket: &mut Requests, ranges: &[IpNet]) -> Result<Vec<Chain>, Refused> {
     let mut chains = Vec::new();
     socket.dump(GETCHAIN, |w| header(w, 0, 0), |_, payload| chains.extend(base_chain(payload)))?;
-    let mut out = BTreeSet::new();
-    for (mut blocker, drops) in chains {
-        if !concerns(blocker.family, ranges) {
-            continue;
-        }
-        blocker.policy = drops;
-        let mut last = Vec::new();
-        let mut passes = false;
+    for chain in &mut chains {
         let ask = |w: &mut _| {
-            header(w, blocker.family, 0);
-            w.attr_str(1, &blocker.table);
+            header(w, chain.family, 0);
+            w.attr_str(1, &chain.table);
         };
+        let (mut rules, mut passes) = (Vec::new(), false);
         gone_is_empty(socket.dump(GETRULE, ask, |_, payload| {
             let body = payload.get(4..).unwrap_or_default();
             let is = |kind, name: &str| attr(body, kind).map(text).as_deref() == Some(name);
-            if payload.first() != Some(&blocker.family) || !is(1, &blocker.table) {
+            if payload.first() != Some(&chain.family) || !is(1, &chain.table) {
                 return;
             }
             let rule = attr(body, 4).unwrap_or_default();
-            passes |= lets_pass(rule, ranges);
-            if is(2, &blocker.chain) {
-                last = rule.to_vec();
+            let mark = attr(body, 7).and_then(parse_comment).filter(|mark| is_ours(mark));
+            passes |= mark.is_none() && lets_pass(rule, ranges);
+            if is(2, &chain.chain) {
+                let handle = attr(body, 3).and_then(be64).unwrap_or_default();
+                rules.push(Seen { handle, mark, drops_all: drops_everything(rule) });
             }
         }))?;
-        if !passes && (drops || drops_everything(&last)) {
-            out.insert(blocker);
+        (chain.rules, chain.passes) = (rules, passes);
+    }
+    Ok(chains)
+}
+
+/// The accepts we keep in iptables' chain, in their order.
+fn accepts() -> [RuleSpec; 2] {
+    // As iptables writes `-i weft+`: bridge and tunnel, either way.
+    [Rule::default().iif_prefix(BRIDGE), Rule::default().oif_prefix(BRIDGE)].map(|rule| RuleSpec {
+        chain: IPTABLES_CHAIN,
+        expressions: rule.counter().verdict(ACCEPT, None).build(),
+    })
+}
+
+fn is_ours(mark: &str) -> bool {
+    mark.starts_with("weft:")
+}
+
+impl Chain {
+    fn is_of_iptables(&self) -> bool {
+        [IPV4, IPV6].contains(&self.family)
+            && self.table == IPTABLES_TABLE
+            && self.chain == IPTABLES_CHAIN
+    }
+
+    fn concerns(&self, ranges: &[IpNet]) -> bool {
+        self.family == INET
+            || ranges.iter().any(|range| range.addr().is_ipv6() == (self.family == IPV6))
+    }
+
+    /// Drops what no rule of it names.
+    fn drops(&self) -> bool {
+        self.policy || self.rules.last().is_some_and(|rule| rule.drops_all)
+    }
+
+    /// Our accepts are there, each in its present form, before anything that
+    /// drops all. What others put before them that drops some of it is their say.
+    fn has_accepts(&self, wanted: &[RuleSpec]) -> bool {
+        let open = self.rules.iter().take_while(|rule| !rule.drops_all);
+        let marks: BTreeSet<&str> = open.filter_map(|rule| rule.mark.as_deref()).collect();
+        wanted.iter().all(|rule| marks.contains(rule.mark().as_str()))
+    }
+}
+
+/// What is to be done so that our accepts are where they are needed, and
+/// nowhere else. Applied, there is nothing more to do.
+pub(crate) fn edits(chains: &[Chain], ranges: &[IpNet], enabled: bool) -> Vec<Edit> {
+    let mut out = Vec::new();
+    let wanted = accepts();
+    for chain in chains.iter().filter(|chain| chain.is_of_iptables()) {
+        let needed = enabled && chain.concerns(ranges) && chain.drops() && !chain.passes;
+        let ours: Vec<&Seen> = chain.rules.iter().filter(|rule| rule.mark.is_some()).collect();
+        if needed && ours.len() == wanted.len() && chain.has_accepts(&wanted) {
+            continue;
+        }
+        out.extend(ours.iter().map(|rule| Edit::Delete(chain.family, rule.handle)));
+        if needed {
+            // Each goes to the head: the last first.
+            out.extend((0..wanted.len()).rev().map(|at| Edit::Insert(chain.family, at)));
         }
     }
-    Ok(out)
+    out
 }
 
-fn concerns(family: u8, ranges: &[IpNet]) -> bool {
-    family == INET || ranges.iter().any(|range| range.addr().is_ipv6() == (family == IPV6))
+/// Makes all the changes, or none.
+pub(crate) fn apply(socket: &mut Requests, edits: &[Edit]) -> Result<(), Refused> {
+    let wanted = accepts();
+    let mut batch = Batch::new(socket);
+    for edit in edits {
+        match edit {
+            Edit::Insert(family, at) => {
+                let Some(rule) = wanted.get(*at) else { continue };
+                batch.add_to(NEWRULE, F_CREATE, *family, IPTABLES_TABLE, |w| {
+                    w.attr_str(2, IPTABLES_CHAIN);
+                    w.nest(4, |w| w.raw(&rule.expressions));
+                    w.attr(7, &comment(&rule.mark()));
+                });
+            }
+            Edit::Delete(family, handle) => {
+                batch.add_to(DELRULE, 0, *family, IPTABLES_TABLE, |w| {
+                    w.attr_str(2, IPTABLES_CHAIN);
+                    w.attr(3, &handle.to_be_bytes());
+                });
+            }
+        }
+    }
+    batch.commit()
 }
 
-/// A filter chain on the forward hook, and whether its policy is to drop.
-fn base_chain(payload: &[u8]) -> Option<(Blocker, bool)> {
+/// Those that let nothing of ours pass.
+pub(crate) fn blockers<'a>(
+    chains: &'a [Chain],
+    ranges: &'a [IpNet],
+) -> impl Iterator<Item = &'a Chain> {
+    let wanted = accepts();
+    chains.iter().filter(move |chain| {
+        chain.concerns(ranges) && chain.drops() && !chain.passes && !chain.has_accepts(&wanted)
+    })
+}
+
+/// A notification about a chain on the forward hook, or iptables' rules there.
+/// `kind` is the message type without the subsystem.
+pub(crate) fn matters(kind: u16, payload: &[u8]) -> bool {
+    const NEWCHAIN: u16 = 3;
+    const DELRULE: u16 = 8;
+    let body = payload.get(4..).unwrap_or_default();
+    let is = |kind, name: &str| attr(body, kind).map(text).as_deref() == Some(name);
+    let hooked = || attr(body, 4).and_then(|hook| attr(hook, 1)).and_then(be32);
+    match kind {
+        NEWCHAIN..=5 => is(3, IPTABLES_CHAIN) || hooked() == Some(HOOK_FORWARD),
+        6..=DELRULE => is(1, IPTABLES_TABLE) && is(2, IPTABLES_CHAIN),
+        _ => false,
+    }
+}
+
+/// A filter chain of others on the forward hook, its rules still to be read.
+fn base_chain(payload: &[u8]) -> Option<Chain> {
     let family = *payload.first()?;
     let body = payload.get(4..)?;
     let hook = attr(attr(body, 4)?, 1).and_then(be32)?;
@@ -84,8 +212,12 @@ fn base_chain(payload: &[u8]) -> Option<(Blocker, bool)> {
     if ours || hook != HOOK_FORWARD || ![INET, IPV4, IPV6].contains(&family) {
         return None;
     }
-    let drops = attr(body, 5).and_then(be32) == Some(DROP);
-    Some((Blocker { family, table, chain, policy: drops }, drops))
+    let policy = attr(body, 5).and_then(be32) == Some(DROP);
+    Some(Chain { family, table, chain, policy, rules: Vec::new(), passes: false })
+}
+
+fn be64(bytes: &[u8]) -> Option<u64> {
+    Some(u64::from_be_bytes(bytes.get(..8)?.try_into().ok()?))
 }
 
 /// The expressions of a rule: name and data.
@@ -139,7 +271,7 @@ fn names_us(value: &[u8], ranges: &[IpNet]) -> bool {
 }
 
 /// What an operator should know about them.
-pub(crate) fn conditions<'a>(blockers: impl IntoIterator<Item = &'a Blocker>) -> Vec<Condition> {
+pub(crate) fn conditions<'a>(blockers: impl IntoIterator<Item = &'a Chain>) -> Vec<Condition> {
     blockers
         .into_iter()
         .map(|b| {

@@ -15,8 +15,9 @@ pub(crate) const NEWTABLE: u16 = SUBSYS;
 const DELTABLE: u16 = SUBSYS | 2;
 const NEWCHAIN: u16 = SUBSYS | 3;
 pub(crate) const GETCHAIN: u16 = SUBSYS | 4;
-const NEWRULE: u16 = SUBSYS | 6;
+pub(super) const NEWRULE: u16 = SUBSYS | 6;
 pub(crate) const GETRULE: u16 = SUBSYS | 7;
+pub(super) const DELRULE: u16 = SUBSYS | 8;
 const NEWSET: u16 = SUBSYS | 9;
 const GETSET: u16 = SUBSYS | 10;
 const NEWSETELEM: u16 = SUBSYS | 12;
@@ -43,13 +44,13 @@ pub(crate) fn header(w: &mut Writer, family: u8, resource: u16) {
 }
 
 /// One transaction under construction. All of it takes effect, or nothing.
-struct Batch<'a> {
+pub(super) struct Batch<'a> {
     socket: &'a mut Requests,
     w: Writer,
 }
 
 impl<'a> Batch<'a> {
-    fn new(socket: &'a mut Requests) -> Self {
+    pub(super) fn new(socket: &'a mut Requests) -> Self {
         let mut w = Writer::default();
         let seq = socket.next_seq();
         w.message(BATCH_BEGIN, 0, seq, |w| header(w, 0, 10));
@@ -57,15 +58,27 @@ impl<'a> Batch<'a> {
     }
 
     fn add(&mut self, kind: u16, flags: u16, family: Family, body: impl FnOnce(&mut Writer)) {
+        self.add_to(kind, flags, family as u8, NFT_TABLE, body);
+    }
+
+    /// A message about any table.
+    pub(super) fn add_to(
+        &mut self,
+        kind: u16,
+        flags: u16,
+        family: u8,
+        table: &str,
+        body: impl FnOnce(&mut Writer),
+    ) {
         let seq = self.socket.next_seq();
         self.w.message(kind, flags, seq, |w| {
-            header(w, family as u8, 0);
-            w.attr_str(1, NFT_TABLE);
+            header(w, family, 0);
+            w.attr_str(1, table);
             body(w);
         });
     }
 
-    fn commit(mut self) -> Result<(), Refused> {
+    pub(super) fn commit(mut self) -> Result<(), Refused> {
         let seq = self.socket.next_seq();
         self.w.message(BATCH_END, 0, seq, |w| header(w, 0, 10));
         // Refusals come back for whichever message; silence means it is in.
@@ -193,7 +206,7 @@ fn new_chain(w: &mut Writer, name: &str, chain: &Chain) {
 }
 
 /// User data that `nft list ruleset` shows as a comment.
-fn comment(mark: &str) -> Vec<u8> {
+pub(super) fn comment(mark: &str) -> Vec<u8> {
     let len = u8::try_from(mark.len() + 1).unwrap_or(u8::MAX);
     let mut out = vec![0, len];
     out.extend(mark.as_bytes());
@@ -201,7 +214,7 @@ fn comment(mark: &str) -> Vec<u8> {
     out
 }
 
-fn parse_comment(data: &[u8]) -> Option<String> {
+pub(super) fn parse_comment(data: &[u8]) -> Option<String> {
     let [0, len, rest @ ..] = data else { return None };
     rest.get(..usize::from(*len)).map(text)
 }

@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# Builds the programs of the image and writes it: target/image/weft-{oci,docker}.tar.
+# The same source and toolchain give the same bytes, in whatever directory.
+#   IMAGE_PROFILE=release  the programs of `make build`: larger, but there at once
+#   IMAGE_NAME=NAME:TAG    another name than localhost/weft:VERSION
+#   OUT_DIR=DIR            another place
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+profile=${IMAGE_PROFILE:-dist}
+triple=$(rustc -vV | sed -n 's/^host: //p')
+
+flags=()
+args=()
+if [ "$profile" = dist ]; then
+    # What the programs say of their sources must not tell who built them where.
+    remap=("$PWD=/weft")
+    for registry in "${CARGO_HOME:-$HOME/.cargo}"/registry/src/*/; do
+        remap+=("${registry%/}=/crates")
+    done
+    list=$(printf '"--remap-path-prefix=%s",' "${remap[@]}")
+    # Added to the flags of .cargo/config.toml, for these builds only.
+    flags=(--config "target.'cfg(all(target_os = \"linux\", target_env = \"gnu\"))'.rustflags=[${list%,}]")
+    # What the two static programs may take on a node.
+    args=(--max-bytes 15000000)
+fi
+cargo fetch --locked --quiet
+cargo build --locked --profile "$profile" "${flags[@]}" -p weft-agent -p weft-cni-shim --bins
+cargo run --locked --quiet --release -p weft-image -- \
+    --bin-dir "target/$triple/$profile" --out-dir "${OUT_DIR:-target/image}" \
+    ${IMAGE_NAME:+--name "$IMAGE_NAME"} "${args[@]}"
