@@ -238,6 +238,8 @@ async fn record(
             }
             Ok(())
         }
+        // This life founds already; its ledger is there in a moment.
+        Step::Create(_) | Step::Replace(_) if wired.founding == Founding::Single => Ok(()),
         Step::Create(record) | Step::Replace(record) => {
             if state.record.write(kube, seen.as_ref(), &record).await? {
                 app.renew("this node is to found the cluster".to_owned());
