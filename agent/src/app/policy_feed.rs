@@ -24,7 +24,7 @@ const FORGET: Duration = Duration::from_secs(600);
 
 /// The feed, where there are both an API server and an engine.
 pub(super) fn feed(engine: Option<&EngineHandle>, wired: Option<&Wired>) -> Option<Feed> {
-    Some(Feed::new(wired?.kube.client(), engine?.clone()))
+    Some(Feed::new(wired?.kube.client(), engine?))
 }
 
 /// Follows the API server for ever, if there is one.
