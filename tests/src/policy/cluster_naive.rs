@@ -4,34 +4,8 @@ use std::net::IpAddr;
 
 use serde_json::Value;
 
-use super::naive::{
-    Connection, Way, has_port, in_block, items, pod_at, selects, space_of,
-};
+use super::naive::{Connection, Way, has_port, in_block, items, pod_at, selects, space_of};
 use super::objects::Objects;
-
-/// What is matched, or that it cannot be told.
-enum Match {
-    Yes,
-    No,
-    /// A part makes no sense, and no other part matches.
-    Unclear,
-}
-
-fn any(all: impl Iterator<Item = Match>) -> Match {
-    let (mut yes, mut unclear) = (false, false);
-    for one in all {
-        match one {
-            Match::Yes => yes = true,
-            Match::No => {}
-            Match::Unclear => unclear = true,
-        }
-    }
-    match (unclear, yes) {
-        (true, _) => Match::Unclear,
-        (false, true) => Match::Yes,
-        (false, false) => Match::No,
-    }
-}
 
 /// What a tier decides, if it decides: the lowest priority first, then the name.
 pub(super) fn tier(
@@ -89,90 +63,85 @@ fn decide<'a>(
     subject: &Value,
 ) -> Option<&'a str> {
     let action = rule["action"].as_str().unwrap_or("Deny");
-    let accept = action == "Accept";
     let address = if way == Way::Ingress { connection.from } else { connection.to };
-    let named_on =
-        if way == Way::Ingress { Some(subject) } else { pod_at(objects, connection.to) };
-    let peers = items(&rule[way.peers()]);
-    let peer = if accept {
-        // Parts that make no sense match nothing; the others stand.
-        let yes = |one| matches!(is_peer(objects, one, address), Match::Yes);
-        if peers.iter().any(yes) { Match::Yes } else { Match::No }
-    } else {
-        any(peers.iter().map(|one| is_peer(objects, one, address)))
-    };
-    match peer {
-        Match::No => return None,
-        Match::Unclear => return Some("Deny"),
-        Match::Yes => {}
+    let named_on = if way == Way::Ingress { Some(subject) } else { pod_at(objects, connection.to) };
+    let (peers, protocols) = (items(&rule[way.peers()]), items(&rule["protocols"]));
+    // Of an Accept, what makes no sense matches nothing; other rules then deny.
+    let accept = action == "Accept";
+    if !accept && (peers.is_empty() || !peers.iter().all(is_sane_peer)) {
+        return Some("Deny");
     }
-    let protocols = items(&rule["protocols"]);
+    if !peers.iter().any(|peer| is_peer(objects, peer, address)) {
+        return None;
+    }
     if protocols.is_empty() {
         return Some(action);
     }
-    let port = if accept {
-        let yes = |one| matches!(is_port(one, connection, named_on), Match::Yes);
-        if protocols.iter().any(yes) { Match::Yes } else { Match::No }
-    } else {
-        any(protocols.iter().map(|one| is_port(one, connection, named_on)))
+    if !accept && !protocols.iter().all(is_sane_protocol) {
+        return Some("Deny");
+    }
+    protocols.iter().any(|one| is_protocol(one, connection, named_on)).then_some(action)
+}
+
+/// Makes sense by itself, whatever it is compared with.
+fn is_sane_peer(peer: &Value) -> bool {
+    let sane = |selector: &Value| selects(selector, &Value::Null).is_some();
+    let any: IpAddr = IpAddr::from([0; 4]);
+    let kinds = ["namespaces", "pods", "nodes", "networks"];
+    let [kind] = kinds.into_iter().filter(|kind| !peer[*kind].is_null()).collect::<Vec<_>>()[..]
+    else {
+        return false;
     };
-    match port {
-        Match::Yes => Some(action),
-        Match::No => None,
-        Match::Unclear => Some("Deny"),
+    let peer = &peer[kind];
+    match kind {
+        "pods" => sane(&peer["namespaceSelector"]) && sane(&peer["podSelector"]),
+        "networks" => items(peer).iter().all(|block| in_block(block, any).is_some()),
+        _ => sane(peer),
     }
 }
 
-fn of(answer: Option<bool>) -> Match {
-    match answer {
-        Some(true) => Match::Yes,
-        Some(false) => Match::No,
-        None => Match::Unclear,
+fn is_peer(objects: &Objects, peer: &Value, address: IpAddr) -> bool {
+    if !is_sane_peer(peer) {
+        return false;
     }
-}
-
-fn is_peer(objects: &Objects, peer: &Value, address: IpAddr) -> Match {
     let pod = pod_at(objects, address);
-    if let Some(networks) = peer["networks"].as_array() {
-        return any(networks.iter().map(|block| of(in_block(block, address))));
+    let space = pod.and_then(|pod| space_of(objects, pod));
+    let text = address.to_string();
+    let on_node = |node: &&Value| {
+        items(&node["status"]["addresses"]).iter().any(|one| one["address"] == *text)
+    };
+    if !peer["networks"].is_null() {
+        items(&peer["networks"]).iter().any(|block| in_block(block, address) == Some(true))
+    } else if !peer["nodes"].is_null() {
+        let mut nodes = objects.nodes.iter().filter(on_node);
+        nodes.any(|node| selects(&peer["nodes"], node) == Some(true))
+    } else if !peer["namespaces"].is_null() {
+        space.is_some_and(|space| selects(&peer["namespaces"], space) == Some(true))
+    } else {
+        pod.is_some_and(|pod| namespaced(objects, &peer["pods"], pod) == Some(true))
     }
-    if !peer["nodes"].is_null() {
-        let text = address.to_string();
-        return any(objects.nodes.iter().map(|node| {
-            let has = items(&node["status"]["addresses"]).iter().any(|a| a["address"] == *text);
-            of(selects(&peer["nodes"], node).map(|selected| selected && has))
-        }));
-    }
-    if !peer["namespaces"].is_null() {
-        let space = pod.and_then(|pod| space_of(objects, pod));
-        return of(space.map_or(Some(false), |space| selects(&peer["namespaces"], space)));
-    }
-    if !peer["pods"].is_null() {
-        return of(pod.map_or(Some(false), |pod| namespaced(objects, &peer["pods"], pod)));
-    }
-    Match::Unclear
 }
 
-fn is_port(entry: &Value, connection: Connection<'_>, named_on: Option<&Value>) -> Match {
+/// Protocol, first and last port; `None` if it makes no sense.
+fn range(entry: &Value) -> Option<(&'static str, u64, u64)> {
+    let (key, protocol) = [("tcp", "TCP"), ("udp", "UDP"), ("sctp", "SCTP")]
+        .into_iter()
+        .find(|(key, _)| !entry[*key].is_null())?;
+    let port = &entry[key]["destinationPort"];
+    let first = port["number"].as_u64().or(port["range"]["start"].as_u64())?;
+    let last = port["number"].as_u64().or(port["range"]["end"].as_u64())?;
+    (1 <= first && first <= last && last <= 65535).then_some((protocol, first, last))
+}
+
+fn is_sane_protocol(entry: &Value) -> bool {
+    entry["destinationNamedPort"].is_string() || range(entry).is_some()
+}
+
+fn is_protocol(entry: &Value, connection: Connection<'_>, named_on: Option<&Value>) -> bool {
     if let Some(name) = entry["destinationNamedPort"].as_str() {
-        let has = named_on.is_some_and(|pod| has_port(pod, name, None, connection));
-        return if has { Match::Yes } else { Match::No };
+        return named_on.is_some_and(|pod| has_port(pod, name, None, connection));
     }
-    let mut answer = Match::Unclear;
-    for (key, protocol) in [("tcp", "TCP"), ("udp", "UDP"), ("sctp", "SCTP")] {
-        let port = &entry[key]["destinationPort"];
-        if port.is_null() {
-            continue;
-        }
-        let first = port["number"].as_u64().or(port["range"]["start"].as_u64());
-        let last = port["number"].as_u64().or(port["range"]["end"].as_u64());
-        answer = match (first, last) {
-            (Some(first), Some(last)) if first >= 1 && first <= last && last <= 65535 => {
-                let inside = (first..=last).contains(&u64::from(connection.port));
-                if inside && protocol == connection.protocol { Match::Yes } else { Match::No }
-            }
-            _ => Match::Unclear,
-        };
-    }
-    answer
+    range(entry).is_some_and(|(protocol, first, last)| {
+        protocol == connection.protocol && (first..=last).contains(&u64::from(connection.port))
+    })
 }

@@ -107,8 +107,7 @@ fn rule_matches(
     let peers = items(&rule[way.peers()]);
     let ports = items(&rule["ports"]);
     // Names are those of the destination pod.
-    let named_on =
-        if way == Way::Ingress { Some(subject) } else { pod_at(objects, connection.to) };
+    let named_on = if way == Way::Ingress { Some(subject) } else { pod_at(objects, connection.to) };
     (peers.is_empty() || peers.iter().any(|one| peer_matches(objects, policy, one, peer)))
         && (ports.is_empty() || ports.iter().any(|one| port_matches(one, connection, named_on)))
 }
@@ -146,8 +145,7 @@ fn port_matches(entry: &Value, connection: Connection<'_>, named_on: Option<&Val
         Value::Null => end.is_null(),
         Value::String(name) => {
             end.is_null()
-                && named_on
-                    .is_some_and(|pod| has_port(pod, name, Some(protocol), connection))
+                && named_on.is_some_and(|pod| has_port(pod, name, Some(protocol), connection))
         }
         number => {
             let first = number.as_u64().unwrap_or(0);

@@ -47,7 +47,7 @@ impl Plan {
         let mut plan = Self { pods: Vec::new(), nodes: Vec::new(), outside: Vec::new() };
         let ips = |v4: [u8; 4], v6: u16| {
             let v4 = ipv4.then(|| IpAddr::from(v4));
-            let v6 = ipv6.then(|| IpAddr::from([0xfd00, 0, 0, 0, 0, 0, u16::from(v4_last(v6)), v6]));
+            let v6 = ipv6.then(|| IpAddr::from([0xfd00, 0, 0, 0, 0, 0, 0, v6]));
             v4.into_iter().chain(v6).collect::<Vec<_>>()
         };
         for (s, namespace) in (0_u8..).zip(["x", "y", "z"]) {
@@ -57,7 +57,10 @@ impl Plan {
                     namespace: namespace.to_owned(),
                     name: name.to_owned(),
                     node: format!("n{}", node + 1),
-                    addresses: ips([10, 32, node, 10 + s * 4 + p], u16::from(node) << 8 | u16::from(10 + s * 4 + p)),
+                    addresses: ips(
+                        [10, 32, node, 10 + s * 4 + p],
+                        u16::from(node) << 8 | u16::from(10 + s * 4 + p),
+                    ),
                 });
             }
         }
@@ -68,10 +71,6 @@ impl Plan {
         plan.outside = ips([192, 0, 2, 7], 0x2000);
         plan
     }
-}
-
-fn v4_last(v6: u16) -> u8 {
-    u8::try_from(v6 >> 12).unwrap_or(0)
 }
 
 /// What the API server holds.
@@ -190,7 +189,12 @@ pub struct Cell {
 }
 
 /// A pod object with labels, running.
-pub fn pod(plan: &PodPlan, uid: &str, created: u64, labels: &BTreeMap<String, String>) -> Value {
+pub(super) fn pod(
+    plan: &PodPlan,
+    uid: &str,
+    created: u64,
+    labels: &BTreeMap<String, String>,
+) -> Value {
     let ips: Vec<Value> = plan.addresses.iter().map(|ip| json!({ "ip": ip.to_string() })).collect();
     json!({
         "apiVersion": "v1", "kind": "Pod",

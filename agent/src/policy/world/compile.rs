@@ -18,7 +18,7 @@ pub(in crate::policy) struct Selected<'a> {
 }
 
 /// Order in which ClusterNetworkPolicies are asked.
-pub(in crate::policy) fn order(policy: &ClusterPolicy) -> (Tier, i32, &str) {
+pub(super) fn order(policy: &ClusterPolicy) -> (Tier, i32, &str) {
     (policy.tier, policy.priority, &policy.id.name)
 }
 
@@ -44,12 +44,12 @@ pub(in crate::policy) fn network_rules(
 }
 
 /// The chain of a pod that nothing is known of and that must do nothing.
-pub(in crate::policy) fn closed(direction: Direction) -> Chain {
+pub(super) fn closed(direction: Direction) -> Chain {
     Chain { direction, admin: Vec::new(), main: Vec::new(), end: Action::Deny }
 }
 
 /// The chain, or `None` if it could refuse nothing; and the sets it names.
-pub(in crate::policy) fn chain(
+pub(super) fn chain(
     selected: &Selected<'_>,
     direction: Direction,
     namespace: &Text,

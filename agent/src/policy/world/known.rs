@@ -64,25 +64,25 @@ fn counts(pod: &Pod) -> bool {
 impl Known {
     pub(super) fn take(&mut self, change: Change, touched: &mut Touched) {
         match change {
-            Change::Pod(pod) => self.set_pod(pod.key.clone(), Some(pod), touched),
-            Change::PodGone(key) => self.set_pod(key, None, touched),
+            Change::Pod(pod) => self.set_pod(&pod.key.clone(), Some(pod), touched),
+            Change::PodGone(key) => self.set_pod(&key, None, touched),
             Change::AllPods(pods) => {
                 let new: BTreeSet<PodRef> = pods.iter().map(|pod| pod.key.clone()).collect();
                 let old = self.spaces.values().flat_map(|space| space.pods.values());
                 let gone: Vec<PodRef> =
                     old.map(|pod| &pod.key).filter(|key| !new.contains(key)).cloned().collect();
-                gone.into_iter().for_each(|key| self.set_pod(key, None, touched));
+                gone.iter().for_each(|key| self.set_pod(key, None, touched));
                 pods.into_iter().for_each(|pod| self.take(Change::Pod(pod), touched));
             }
             Change::Namespace(Namespace { name, labels }) => {
-                self.set_namespace(name, Some(labels), touched);
+                self.set_namespace(&name, Some(labels), touched);
             }
-            Change::NamespaceGone(name) => self.set_namespace(name, None, touched),
+            Change::NamespaceGone(name) => self.set_namespace(&name, None, touched),
             Change::AllNamespaces(all) => {
                 let new: BTreeSet<&Text> = all.iter().map(|space| &space.name).collect();
                 let gone: Vec<Text> =
                     self.spaces.keys().filter(|name| !new.contains(name)).cloned().collect();
-                gone.into_iter().for_each(|name| self.set_namespace(name, None, touched));
+                gone.iter().for_each(|name| self.set_namespace(name, None, touched));
                 all.into_iter().for_each(|one| self.take(Change::Namespace(one), touched));
             }
             Change::Node(node) => {
@@ -99,9 +99,9 @@ impl Known {
             }
             Change::Policy(policy) => {
                 let (space, name) = (policy.id.namespace.clone(), policy.id.name.clone());
-                self.set_policy(space, name, Some(policy), touched);
+                self.set_policy(&space, name, Some(policy), touched);
             }
-            Change::PolicyGone(space, name) => self.set_policy(space, name, None, touched),
+            Change::PolicyGone(space, name) => self.set_policy(&space, name, None, touched),
             Change::AllPolicies(all) => {
                 let id =
                     |policy: &NetworkPolicy| (policy.id.namespace.clone(), policy.id.name.clone());
@@ -109,7 +109,7 @@ impl Known {
                 let old = self.spaces.values().flat_map(|space| space.policies.values());
                 let gone: Vec<_> = old.map(id).filter(|id| !new.contains(id)).collect();
                 for (space, name) in gone {
-                    self.set_policy(space, name, None, touched);
+                    self.set_policy(&space, name, None, touched);
                 }
                 all.into_iter().for_each(|one| self.take(Change::Policy(one), touched));
             }
@@ -136,25 +136,25 @@ impl Known {
         }
     }
 
-    fn set_pod(&mut self, key: PodRef, mut new: Option<Pod>, touched: &mut Touched) {
-        let old = self.pod(&key);
+    fn set_pod(&mut self, key: &PodRef, mut new: Option<Pod>, touched: &mut Touched) {
+        let old = self.pod(key);
         if old == new.as_ref() {
             return;
         }
         for pod in old.into_iter().chain(&new) {
             touched.addresses.extend(pod.addresses.iter().copied());
         }
-        let leased = self.leased_to(&key);
+        let leased = self.leased_to(key);
         touched.addresses.extend(leased.clone());
         touched.subjects.extend(leased);
-        let old_claims = self.claims(&key);
+        let old_claims = self.claims(key);
         if let Some(pod) = &mut new {
             pod.intern(&mut self.intern);
         }
         let new_claims: Vec<IpAddr> =
             new.iter().filter(|pod| counts(pod)).flat_map(|pod| pod.addresses.to_vec()).collect();
         for address in old_claims {
-            self.holder(address).claims.retain(|claim| *claim != key);
+            self.holder(address).claims.retain(|claim| claim != key);
         }
         for address in new_claims {
             self.holder(address).claims.push(key.clone());
@@ -171,10 +171,10 @@ impl Known {
         self.forget_empty(&key.namespace);
     }
 
-    fn set_namespace(&mut self, name: Text, labels: Option<Labels>, touched: &mut Touched) {
+    fn set_namespace(&mut self, name: &Text, labels: Option<Labels>, touched: &mut Touched) {
         let space = self.spaces.entry(name.clone()).or_default();
         if space.labels == labels {
-            self.forget_empty(&name);
+            self.forget_empty(name);
             return;
         }
         space.labels = labels;
@@ -183,28 +183,28 @@ impl Known {
         }
         touched.addresses.extend(space.pods.values().flat_map(|pod| pod.addresses.iter().copied()));
         for lease in self.locals.values() {
-            if lease.pod.as_ref().is_some_and(|pod| pod.namespace == name) {
+            if lease.pod.as_ref().is_some_and(|pod| pod.namespace == *name) {
                 touched.addresses.extend(lease.addresses.iter().copied());
                 touched.subjects.extend(lease.addresses.iter().copied());
             }
         }
-        self.forget_empty(&name);
+        self.forget_empty(name);
     }
 
     fn set_policy(
         &mut self,
-        space: Text,
+        space: &Text,
         name: Text,
         new: Option<NetworkPolicy>,
         touched: &mut Touched,
     ) {
-        let old = self.spaces.get(&space).and_then(|space| space.policies.get(&name));
+        let old = self.spaces.get(space).and_then(|space| space.policies.get(&name));
         if old == new.as_ref() {
             return;
         }
         for lease in self.locals.values() {
             let Ok((pod, _)) = self.local(lease) else { continue };
-            if pod.key.namespace == space
+            if pod.key.namespace == *space
                 && old.into_iter().chain(&new).any(|policy| policy.subject.matches(&pod.labels))
             {
                 touched.subjects.extend(lease.addresses.iter().copied());
@@ -219,7 +219,7 @@ impl Known {
                 policies.remove(&name);
             }
         }
-        self.forget_empty(&space);
+        self.forget_empty(space);
     }
 
     fn set_cluster_policy(
