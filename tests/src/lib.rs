@@ -4,20 +4,25 @@
 //! bad luck do, and waits for conditions. Everything is uniquely named and
 //! removed on drop; what a killed test leaves, the next one removes.
 
+pub mod apiserver;
 pub mod audit;
 pub mod binaries;
 pub mod cluster;
 pub mod dice;
+pub mod kubernetes;
 pub mod node;
 pub mod pinger;
 pub mod pod;
 pub mod podman;
+pub mod prober;
 pub mod reference;
+pub mod sctp;
 pub mod stats;
 pub mod stranger;
 pub mod stream;
 pub mod wait;
 
+pub use apiserver::ApiServer;
 pub use cluster::Cluster;
 pub use node::Node;
 pub use pod::Pod;

@@ -4,7 +4,8 @@
 //! A connection is judged at its first packet, after destination NAT, in two
 //! halves: egress by the chain of the source if that is a pod of this node,
 //! ingress by the chain of the destination if that is one. Both must allow it.
-//! An address without a chain in a direction is not restricted in it.
+//! An address without a chain in a direction is not restricted in it. From an
+//! address to itself everything is allowed, whatever the chains say.
 //!
 //! Chains are never edited: their name is made of their content, so a pod whose
 //! rules change moves to another chain by one element of the verdict map.
@@ -57,6 +58,36 @@ pub enum Protocol {
     Sctp = 132,
 }
 
+impl Protocol {
+    /// As policies write it: `TCP`, `UDP`, `SCTP`.
+    pub fn parse(text: &str) -> Option<Self> {
+        match text {
+            "TCP" => Some(Self::Tcp),
+            "UDP" => Some(Self::Udp),
+            "SCTP" => Some(Self::Sctp),
+            _ => None,
+        }
+    }
+
+    /// As policies write it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "TCP",
+            Self::Udp => "UDP",
+            Self::Sctp => "SCTP",
+        }
+    }
+}
+
+/// Which connections a chain judges.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Direction {
+    /// Those to its addresses: [`Peers`] are sources.
+    Ingress,
+    /// Those from its addresses: [`Peers`] are destinations.
+    Egress,
+}
+
 /// The other end: the source in an ingress chain, the destination in an egress chain.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Peers {
@@ -102,6 +133,8 @@ pub struct Rule {
 /// The rules of one direction for a group of pods. The first that matches decides.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Chain {
+    /// Direction; a chain id is used in one only.
+    pub direction: Direction,
     /// Admin tier; where nothing matches, `main` follows.
     pub admin: Vec<Rule>,
     /// NetworkPolicies if any selects the pod, else the baseline tier.

@@ -1,0 +1,169 @@
+//! What this node knows of the cluster, and what follows for its kernel.
+//!
+//! [`World::apply`] takes one change, [`World::apply_all`] many at once; both yield
+//! the [`Delta`] to the next [`PolicyState`]. The state depends on what is known,
+//! never on the order in which it became known.
+
+use std::net::IpAddr;
+
+use serde::Serialize;
+
+use crate::policy::objects::{
+    ClusterPolicy, LocalPod, Namespace, NetworkPolicy, Node, Pod, PodRef, PolicyRef, Problem, Text,
+};
+use crate::policy::state::{Delta, PolicyState};
+
+/// What a local pod may do whose labels are not known yet.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Unknown {
+    /// Nothing, in both directions.
+    #[default]
+    Deny,
+    /// Everything.
+    Allow,
+}
+
+/// Settings of a [`World`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Settings {
+    /// For pods that are not known yet.
+    pub unknown: Unknown,
+    /// The pod network has IPv4 addresses.
+    pub ipv4: bool,
+    /// The pod network has IPv6 addresses.
+    pub ipv6: bool,
+}
+
+/// A change of what is known. A thing that is already known so changes nothing.
+#[derive(Debug, Clone)]
+pub enum Change {
+    /// A pod is there, or is other than before.
+    Pod(Pod),
+    /// A pod is gone.
+    PodGone(PodRef),
+    /// These are all pods: others are gone. For the end of a list.
+    AllPods(Vec<Pod>),
+    /// A namespace is there, or is other than before.
+    Namespace(Namespace),
+    /// A namespace is gone.
+    NamespaceGone(Text),
+    /// These are all namespaces.
+    AllNamespaces(Vec<Namespace>),
+    /// A node is there, or is other than before.
+    Node(Node),
+    /// A node is gone.
+    NodeGone(Text),
+    /// These are all nodes.
+    AllNodes(Vec<Node>),
+    /// A NetworkPolicy is there, or is other than before.
+    Policy(NetworkPolicy),
+    /// A NetworkPolicy is gone: namespace and name.
+    PolicyGone(Text, Text),
+    /// These are all NetworkPolicies.
+    AllPolicies(Vec<NetworkPolicy>),
+    /// A ClusterNetworkPolicy is there, or is other than before.
+    ClusterPolicy(ClusterPolicy),
+    /// A ClusterNetworkPolicy is gone.
+    ClusterPolicyGone(Text),
+    /// These are all ClusterNetworkPolicies.
+    AllClusterPolicies(Vec<ClusterPolicy>),
+    /// A pod interface of this node.
+    Local(LocalPod),
+    /// The lease of this id is gone.
+    LocalGone(Text),
+    /// These are all leases of this node.
+    AllLocal(Vec<LocalPod>),
+}
+
+/// Why a local pod counts as unknown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub enum Missing {
+    /// No pod object of this name.
+    Pod,
+    /// The pod object has another uid: it is of the pod's predecessor or successor.
+    OtherUid,
+    /// The namespace object.
+    Namespace,
+}
+
+/// Policies that isolate a pod in a direction, or speak in it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Isolation {
+    /// True if a NetworkPolicy selects the pod in this direction, or it is unknown and
+    /// unknown pods are denied: what no rule allows is refused.
+    pub isolated: bool,
+    /// All policies with a say, in the order in which they are asked.
+    pub policies: Vec<PolicyRef>,
+}
+
+/// A pod interface of this node, for `agent status policy`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct LocalStatus {
+    /// Lease.
+    pub id: Text,
+    /// Namespace of the pod.
+    pub namespace: Text,
+    /// Name of the pod.
+    pub name: Text,
+    /// Addresses.
+    pub addresses: Vec<IpAddr>,
+    /// What is not known of it; `None` if all is.
+    pub missing: Option<Missing>,
+    /// Connections to it.
+    pub ingress: Isolation,
+    /// Connections from it.
+    pub egress: Isolation,
+}
+
+/// All that is known, and the state compiled from it.
+#[derive(Debug)]
+pub struct World {
+    state: PolicyState,
+    settings: Settings,
+}
+
+impl World {
+    /// Knows nothing.
+    pub fn new(settings: Settings) -> Self {
+        Self { state: PolicyState::default(), settings }
+    }
+
+    /// Takes one change in.
+    pub fn apply(&mut self, change: Change) -> Delta {
+        self.apply_all(vec![change])
+    }
+
+    /// Takes changes in, in order; the delta is from before the first to after the last.
+    pub fn apply_all(&mut self, changes: Vec<Change>) -> Delta {
+        let _ = (changes, self.settings);
+        Delta::default()
+    }
+
+    /// What the kernel should hold.
+    pub fn state(&self) -> &PolicyState {
+        &self.state
+    }
+
+    /// True if labels of this local pod and of its namespace are known, so that its
+    /// chains are those of its policies. False also if no lease has this id.
+    pub fn is_known(&self, id: &str) -> bool {
+        let _ = id;
+        false
+    }
+
+    /// The pod that holds an address, as far as known: for log lines.
+    pub fn pod_at(&self, address: IpAddr) -> Option<PodRef> {
+        let _ = address;
+        None
+    }
+
+    /// Every pod interface of this node, by lease id. Those without a pod are left out.
+    pub fn locals(&self) -> Vec<LocalStatus> {
+        Vec::new()
+    }
+
+    /// Parts of policies that are not enforced as written, by policy.
+    pub fn problems(&self) -> Vec<Problem> {
+        Vec::new()
+    }
+}
