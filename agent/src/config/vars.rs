@@ -63,11 +63,6 @@ impl Var {
         self
     }
 
-    const fn idle(mut self, why: &'static str) -> Self {
-        self.without_effect = Some(why);
-        self
-    }
-
     const fn secret(mut self) -> Self {
         self.secret = true;
         self
