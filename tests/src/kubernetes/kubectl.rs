@@ -139,7 +139,8 @@ impl Kubectl {
     /// `POST` of an object to a path.
     pub fn post(&self, path: &str, object: &Value) -> Result<Value> {
         let input = object.to_string();
-        let text = self.done(&[REQUEST, "create", "--raw", path, "-f", "-"], Some(input.as_bytes()));
+        let text =
+            self.done(&[REQUEST, "create", "--raw", path, "-f", "-"], Some(input.as_bytes()));
         Ok(serde_json::from_str(&text?)?)
     }
 

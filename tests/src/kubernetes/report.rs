@@ -36,11 +36,7 @@ impl Report {
     }
 
     /// A step without which nothing that follows makes sense.
-    pub fn must<T>(
-        &mut self,
-        name: &str,
-        work: impl FnOnce() -> Result<(T, String)>,
-    ) -> Result<T> {
+    pub fn must<T>(&mut self, name: &str, work: impl FnOnce() -> Result<(T, String)>) -> Result<T> {
         let start = Instant::now();
         let (value, outcome) = match work() {
             Ok((value, measured)) => (Ok(value), Ok(measured)),
@@ -90,8 +86,7 @@ impl Report {
                 Err(error) => ("FAILED", error.lines().next().unwrap_or_default()),
             };
             let seconds = row.took.as_secs_f64();
-            let _ =
-                writeln!(text, "  {word:6}  {:width$}  {seconds:6.1}s  {outcome}", row.name);
+            let _ = writeln!(text, "  {word:6}  {:width$}  {seconds:6.1}s  {outcome}", row.name);
         }
         text
     }

@@ -75,9 +75,9 @@ impl Manifest {
 
     /// Adds a variable to the agent's environment.
     pub fn env(mut self, name: &str, value: &str) -> Result<Self> {
+        let variables = self.daemonset_mut()?.pointer_mut("/spec/template/spec/containers/0/env");
         let variables =
-            self.daemonset_mut()?.pointer_mut("/spec/template/spec/containers/0/env");
-        let variables = variables.and_then(Value::as_array_mut).context("no env in the manifest")?;
+            variables.and_then(Value::as_array_mut).context("no env in the manifest")?;
         variables.retain(|variable| variable["name"] != name);
         variables.push(json!({"name": name, "value": value}));
         Ok(self)

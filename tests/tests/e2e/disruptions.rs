@@ -141,9 +141,9 @@ pub(crate) fn reboot(cluster: &mut KubeCluster) -> Result<String> {
         bail!("{early}");
     }
     let served = start.elapsed();
-    cluster.kubectl().wait("the new boot in the API", PATIENCE, || {
-        Ok(boot_id(cluster, "n3")? != old)
-    })?;
+    cluster
+        .kubectl()
+        .wait("the new boot in the API", PATIENCE, || Ok(boot_id(cluster, "n3")? != old))?;
     cluster.wait_ready(PATIENCE)?;
     let ready = start.elapsed();
     weft::wait_counted(cluster, PATIENCE)?;

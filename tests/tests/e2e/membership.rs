@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 use weft_tests::Result;
-use weft_tests::kubernetes::weft::{self, AgentOf};
 use weft_tests::kubernetes::KubeCluster;
+use weft_tests::kubernetes::weft::{self, AgentOf};
 
 use crate::{disruptions, reach, workloads};
 
@@ -95,5 +95,9 @@ fn together(cluster: &KubeCluster) -> Result<String> {
         }
     }
     let reached = reach::all(cluster)?;
-    Ok(format!("{} addresses in {} blocks, none twice; reached: {reached}", addresses.len(), blocks.len()))
+    Ok(format!(
+        "{} addresses in {} blocks, none twice; reached: {reached}",
+        addresses.len(),
+        blocks.len()
+    ))
 }

@@ -84,8 +84,11 @@ fn pod_to_pod(pods: &[PodNetns]) -> Result<usize> {
 /// By TCP and UDP, from pods and nodes, and a pod to itself.
 fn cluster_ip(cluster: &KubeCluster, pods: &[PodNetns]) -> Result<usize> {
     let web = Service::of(cluster, "web")?;
-    let backends: BTreeSet<_> =
-        pods.iter().filter(|p| p.pod.name.starts_with("web-")).map(|p| p.pod.name.clone()).collect();
+    let backends: BTreeSet<_> = pods
+        .iter()
+        .filter(|p| p.pod.name.starts_with("web-"))
+        .map(|p| p.pod.name.clone())
+        .collect();
     let mut count = 0;
     let mut met = BTreeSet::new();
     let inside = pods.iter().map(|pod| &**pod);
@@ -147,9 +150,9 @@ fn local(cluster: &KubeCluster, pods: &[PodNetns]) -> Result<usize> {
         if node.name() == backend.pod.node {
             expect(cluster.outside(), at, CONTROL_PLANE.into())?;
         } else {
-            let answer = cluster.outside().run(|| {
-                std::net::TcpStream::connect_timeout(&at, Duration::from_millis(500))
-            })?;
+            let answer = cluster
+                .outside()
+                .run(|| std::net::TcpStream::connect_timeout(&at, Duration::from_millis(500)))?;
             ensure!(answer.is_err(), "{at} answers, though the pod is on {}", backend.pod.node);
         }
     }
@@ -166,7 +169,8 @@ fn host_port(cluster: &KubeCluster, pods: &[PodNetns]) -> Result<usize> {
         let inside = pods.iter().map(|pod| &**pod);
         let nodes = cluster.nodes().iter().map(|node| node.netns());
         for from in inside.chain(nodes).chain([cluster.outside()]) {
-            let name = http(from, at, "/hostname").with_context(|| format!("from {}", from.name()))?;
+            let name =
+                http(from, at, "/hostname").with_context(|| format!("from {}", from.name()))?;
             ensure!(name == *own, "{at} was answered by {name}, not {own}");
             count += 1;
         }
@@ -180,7 +184,8 @@ fn host_to_pod(cluster: &KubeCluster, pods: &[PodNetns]) -> Result<usize> {
     let mut count = 0;
     for node in cluster.nodes() {
         let own = AgentOf(node).status()?.node.overlay;
-        let own = *own.first().with_context(|| format!("{} has no overlay address", node.name()))?;
+        let own =
+            *own.first().with_context(|| format!("{} has no overlay address", node.name()))?;
         for to in pods {
             count += expect(node.netns(), SocketAddr::new(to.pod.address, HTTP), own)?;
         }

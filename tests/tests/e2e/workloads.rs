@@ -112,12 +112,14 @@ impl Service {
     /// Its cluster address with a port.
     pub(crate) fn at(&self, port: u16) -> Result<SocketAddr> {
         let address = text(&self.object, "/spec/clusterIP");
-        Ok((address.parse::<IpAddr>().with_context(|| format!("cluster IP {address}"))?, port).into())
+        Ok((address.parse::<IpAddr>().with_context(|| format!("cluster IP {address}"))?, port)
+            .into())
     }
 
     /// Its (first) node port.
     pub(crate) fn node_port(&self) -> Result<u16> {
-        let port = list(&self.object, "/spec/ports").first().and_then(|port| port["nodePort"].as_u64());
+        let port =
+            list(&self.object, "/spec/ports").first().and_then(|port| port["nodePort"].as_u64());
         Ok(u16::try_from(port.context("no node port")?)?)
     }
 }
