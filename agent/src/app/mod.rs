@@ -13,6 +13,8 @@ mod intent;
 mod loops;
 mod own_address;
 mod peers;
+mod policy;
+mod policy_feed;
 mod probing;
 mod remove;
 mod renew;
@@ -37,6 +39,8 @@ use crate::dataplane::intent::PeerIntent;
 use crate::ipam_service::{IpamService, Registry};
 use crate::mesh::MeshHandle;
 use crate::mesh::net::BoxFuture;
+use crate::policy::engine::EngineHandle;
+use crate::policy::feed::Feed;
 
 pub use start::{cleanup, run};
 
@@ -52,6 +56,8 @@ pub(crate) struct App {
     mesh: MeshHandle,
     consensus: ConsensusHandle,
     dataplane: DataplaneHandle,
+    /// Enforces network policy, where there is one to enforce.
+    policy: Option<EngineHandle>,
     ipam: Arc<IpamService>,
     registry: Arc<dyn Registry>,
     underlay: Vec<IpAddr>,
@@ -59,6 +65,8 @@ pub(crate) struct App {
     routes: Mutex<Routes>,
     /// Conditions found by the daemon's own loops, by reason.
     conditions: Mutex<BTreeMap<String, Condition>>,
+    /// Tells the engine what the API server knows.
+    feed: Option<Feed>,
     /// Probes through the overlay.
     probing: Mutex<probing::Probing>,
     /// False until leases of an earlier life are known again.
@@ -108,6 +116,7 @@ impl App {
             .ipam
             .with_leases(|leases| intent::intent(&ledger, peers, own, leases.values(), settling));
         self.dataplane.set_intent(intent);
+        self.publish_policy();
         true
     }
 

@@ -13,7 +13,7 @@ use tokio::net::TcpListener;
 use weft_proto::names;
 
 use super::{
-    App, LedgerRegistry, Routes, cni, founding, loops, own_address, probing, renew, sweep,
+    App, LedgerRegistry, Routes, cni, founding, loops, own_address, policy, probing, renew, sweep,
 };
 use crate::api;
 use crate::config::Config;
@@ -137,6 +137,7 @@ async fn serve(config: Config) -> Result<End> {
         forward_accept: config.forward_accept,
     })?;
     let underlay = dataplane.underlay();
+    let policy = policy::start(&config, policy::in_kubernetes())?;
 
     let session = session(&config.state_dir)?;
     // A node with an earlier life may find its ledger to know other ranges than
@@ -202,16 +203,20 @@ async fn serve(config: Config) -> Result<End> {
         mesh: mesh.clone(),
         consensus: consensus.clone(),
         dataplane,
+        policy,
         ipam: Arc::clone(&ipam),
         registry: Arc::clone(&registry),
         underlay,
         routes: Mutex::new(Routes::default()),
         conditions: Mutex::default(),
+        feed: None,
         probing: Mutex::default(),
         recovered: AtomicBool::new(false),
         config,
     });
     sweep::recover(&app, found.intact).await?;
+    // Before the first ADD, so that it can be told from the pods of an earlier life.
+    app.publish_policy();
     // Not before every lease is known: what is given away must be free.
     let donor: Arc<dyn Service> = donations.clone();
     mesh.register(Donations::KINDS, &donor);
@@ -277,6 +282,9 @@ pub fn cleanup(config: &Config) -> Result<Vec<String>> {
     let there = [names::BRIDGE, names::VXLAN]
         .iter()
         .any(|device| Path::new("/sys/class/net").join(device).exists());
+    if crate::policy::engine::remove()? {
+        removed.push("nftables table of network policy".to_owned());
+    }
     if let Err(errors) = dataplane::cleanup() {
         let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
         bail!("not everything could be removed from the kernel: {}", errors.join("; "));

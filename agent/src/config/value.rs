@@ -8,6 +8,8 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde::Serialize;
 
+use crate::policy::world::Unknown;
+
 /// `Err` is why not; empty where the expected form says it all.
 pub(super) type Parsed<T> = Result<T, String>;
 
@@ -394,6 +396,23 @@ pub(super) fn keys(text: &str) -> Parsed<Vec<String>> {
         .map(str::to_owned)
         .collect();
     if keys.is_empty() { Err("there is no key in it".to_owned()) } else { Ok(keys) }
+}
+
+pub(super) fn unknown(text: &str) -> Parsed<Unknown> {
+    match text {
+        "deny" => Ok(Unknown::Deny),
+        "allow" => Ok(Unknown::Allow),
+        _ => Err(String::new()),
+    }
+}
+
+/// True if connections are dropped.
+pub(super) fn established(text: &str) -> Parsed<bool> {
+    match text {
+        "drop" => Ok(true),
+        "keep" => Ok(false),
+        _ => Err(String::new()),
+    }
 }
 
 fn short(text: &str) -> String {

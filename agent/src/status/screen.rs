@@ -78,6 +78,9 @@ pub fn render(status: &Status, colour: bool) -> String {
     let _ = writeln!(text, "{} {}", paint.bold("consensus "), consensus(&status.consensus));
     let _ = writeln!(text, "{} {}", paint.bold("addresses "), ipam(&status.ipam));
     let _ = writeln!(text, "{} {}", paint.bold("data plane"), dataplane(&status.dataplane));
+    if let Some(policy) = &status.policy {
+        let _ = writeln!(text, "{} {}", paint.bold("policy    "), super::policy::line(policy));
+    }
     let keyed = if status.mesh.keyed { "" } else { ", no cluster key: anybody can join" };
     let alive = status.mesh.members.iter().filter(|m| m.state == "alive").count();
     let _ = writeln!(
