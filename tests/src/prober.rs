@@ -254,9 +254,8 @@ impl Prober {
 
     /// Waits for something and takes it in; false if nothing came in time.
     fn step(&mut self, tries: &mut [Try], patience: Duration) -> Result<bool> {
-        let waiting: Vec<usize> = (0..tries.len())
-            .filter(|n| !tries[*n].done && tries[*n].socket.is_some())
-            .collect();
+        let waiting: Vec<usize> =
+            (0..tries.len()).filter(|n| !tries[*n].done && tries[*n].socket.is_some()).collect();
         let ready: Vec<bool> = {
             let mut fds = Vec::new();
             for n in &waiting {

@@ -8,6 +8,7 @@ mod churn;
 mod disruptions;
 mod membership;
 mod reach;
+mod refusals;
 mod traffic;
 mod workloads;
 
