@@ -21,11 +21,7 @@ SUDO := sudo -E
 export CARGO_TARGET_$(shell echo $(TRIPLE) | tr a-z- A-Z_)_RUNNER := sudo -E
 endif
 
-<<<<<<< HEAD
-.PHONY: build lab test bench bench-policy image fmt lint deny verify clean-lab
-=======
-.PHONY: build lab test e2e bench image fmt lint deny verify clean-lab
->>>>>>> e2e
+.PHONY: build lab test e2e bench bench-policy image fmt lint deny verify clean-lab
 
 build:
 	@bash tests/setup.sh build

@@ -172,12 +172,13 @@ async fn ask(config: &Config, me: NodeId, kube: &Kube, store: &mut Store, waits:
             Err(problem) => problem,
         };
         failures += 1;
-        let mut waits = waits.lock().unwrap_or_else(PoisonError::into_inner);
-        if waits.first().map(|c| &c.message) != Some(&problem.message) {
-            tracing::warn!("{}; {}", problem.message, problem.hint);
+        {
+            let mut waits = waits.lock().unwrap_or_else(PoisonError::into_inner);
+            if waits.first().map(|c| &c.message) != Some(&problem.message) {
+                tracing::warn!("{}; {}", problem.message, problem.hint);
+            }
+            *waits = vec![problem];
         }
-        *waits = vec![problem];
-        drop(waits);
         tokio::time::sleep(pace::after_failures(failures, rand::random())).await;
     }
 }
