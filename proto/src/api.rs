@@ -8,6 +8,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::attachment::AttachmentKey;
 
+pub mod policy;
+pub use policy::{
+    PolicyDirection, PolicyPod, PolicyProblem, PolicyRefusedPort, PolicySource, PolicyStatus,
+    PolicyTable,
+};
+
 /// Header that carries the local token on requests that change something.
 pub const TOKEN_HEADER: &str = "x-weft-token";
 
@@ -89,6 +95,9 @@ pub struct LeaseInfo {
     /// `namespace/name`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod: Option<String>,
+    /// Uid of the pod, if the runtime gave one: a pod made again has another.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uid: Option<String>,
     /// Since when, Unix milliseconds.
     pub since_ms: u64,
     /// Host end of the veth, empty for leases without one (the node's own address, claims over HTTP).
@@ -187,6 +196,9 @@ pub struct Status {
     /// The API server; absent where there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kubernetes: Option<KubernetesStatus>,
+    /// Network policy; absent where it is not enforced.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<PolicyStatus>,
 }
 
 /// What this node has to do with the API server.

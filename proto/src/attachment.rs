@@ -24,7 +24,7 @@ pub const ALIAS_MAX: usize = 255;
 const ALIAS_TAG: &str = "weft1";
 
 /// What the host veth's alias says, so that a lost lease store can be rebuilt
-/// from the kernel: `weft1 CONTAINER IFNAME ADDR[,ADDR] [NAMESPACE/POD]`.
+/// from the kernel: `weft1 CONTAINER IFNAME ADDR[,ADDR] [NAMESPACE/POD [UID]]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Alias {
     /// Attachment.
@@ -33,6 +33,8 @@ pub struct Alias {
     pub addresses: Vec<IpAddr>,
     /// `namespace/name` of the pod, cut if there is no room.
     pub pod: Option<String>,
+    /// Uid of the pod, left out if there is no room.
+    pub uid: Option<String>,
 }
 
 impl Alias {
@@ -56,6 +58,13 @@ impl Alias {
             while text.len() > ALIAS_MAX {
                 text.pop();
             }
+            if let Some(uid) = &self.uid {
+                let word: String = uid.chars().filter(char::is_ascii_graphic).collect();
+                if !word.is_empty() && text.len() + 1 + word.len() <= ALIAS_MAX {
+                    text.push(' ');
+                    text.push_str(&word);
+                }
+            }
         }
         Some(text)
     }
@@ -71,7 +80,8 @@ impl Alias {
         let addresses =
             words.next()?.split(',').map(str::parse).collect::<Result<Vec<_>, _>>().ok()?;
         let pod = words.next().filter(|w| !w.is_empty()).map(str::to_owned);
-        Some(Self { key: AttachmentKey { container_id, ifname }, addresses, pod })
+        let uid = words.next().filter(|w| !w.is_empty()).map(str::to_owned);
+        Some(Self { key: AttachmentKey { container_id, ifname }, addresses, pod, uid })
     }
 }
 
@@ -85,9 +95,13 @@ mod tests {
             key: AttachmentKey { container_id: "a".repeat(64), ifname: "eth0".into() },
             addresses: vec!["10.32.0.1".parse().unwrap(), "fd00::1".parse().unwrap()],
             pod: Some(format!("default/{}", "p".repeat(253))),
+            uid: Some("1d2c".into()),
         };
         let text = alias.to_text().unwrap();
         assert_eq!(text.len(), ALIAS_MAX);
+        assert_eq!(Alias::parse(&text).unwrap().uid, None, "there was no room");
+        let short = Alias { pod: Some("default/p".into()), ..alias.clone() };
+        assert_eq!(Alias::parse(&short.to_text().unwrap()), Some(short));
         let back = Alias::parse(&text).unwrap();
         assert_eq!((back.key, back.addresses), (alias.key.clone(), alias.addresses.clone()));
         assert_eq!(Alias::parse("eth0 of somebody"), None);

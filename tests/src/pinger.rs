@@ -7,6 +7,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow};
+use weft_agent::lab::netns::Netns;
 use weft_agent::lab::probe::Echo;
 
 use crate::pod::Pod;
@@ -31,7 +32,12 @@ pub struct Pinger {
 impl Pinger {
     /// Pings `to` from `from` every `period`. At most 65,536 requests.
     pub fn start(from: &Pod, to: IpAddr, period: Duration) -> Result<Self> {
-        let echo = Arc::new(Echo::open(&from.netns(), to)?);
+        Self::start_in(&from.netns(), to, period)
+    }
+
+    /// The same from any namespace.
+    pub fn start_in(from: &Netns, to: IpAddr, period: Duration) -> Result<Self> {
+        let echo = Arc::new(Echo::open(from, to)?);
         let stop = Arc::new(AtomicBool::new(false));
         let sender = std::thread::spawn({
             let (echo, stop) = (Arc::clone(&echo), Arc::clone(&stop));

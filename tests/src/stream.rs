@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use ring::digest;
+use weft_agent::lab::netns::Netns;
 
 use crate::pod::Pod;
 
@@ -16,11 +17,20 @@ const CHUNK: usize = 256 * 1024;
 const STUCK: Duration = Duration::from_secs(20);
 
 fn pair(from: &Pod, to: &Pod) -> Result<(TcpStream, TcpStream)> {
-    let listener = to.netns().run(|| TcpListener::bind(SocketAddr::new(to.address(), 0)))??;
-    let address = listener.local_addr()?;
-    let client = from.netns().run(|| TcpStream::connect_timeout(&address, STUCK))?;
-    let client =
-        client.with_context(|| format!("{} cannot connect to {address}", from.plan.name))?;
+    pair_in(&from.netns(), &to.netns(), SocketAddr::new(to.address(), 0), None)
+}
+
+/// Listens at `at` inside `to`, and connects to it, or to what leads there, from inside `from`.
+fn pair_in(
+    from: &Netns,
+    to: &Netns,
+    at: SocketAddr,
+    via: Option<SocketAddr>,
+) -> Result<(TcpStream, TcpStream)> {
+    let listener = to.run(|| TcpListener::bind(at))??;
+    let address = via.unwrap_or(listener.local_addr()?);
+    let client = from.run(|| TcpStream::connect_timeout(&address, STUCK))?;
+    let client = client.with_context(|| format!("{} cannot connect to {address}", from.name()))?;
     let (server, _) = listener.accept()?;
     for stream in [&client, &server] {
         stream.set_read_timeout(Some(STUCK))?;
@@ -31,7 +41,23 @@ fn pair(from: &Pod, to: &Pod) -> Result<(TcpStream, TcpStream)> {
 
 /// Sends `bytes` and compares SHA-256 of both ends. Returns bits per second.
 pub fn bulk(from: &Pod, to: &Pod, bytes: usize) -> Result<f64> {
-    let (mut client, mut server) = pair(from, to)?;
+    transfer(pair(from, to)?, bytes)
+}
+
+/// The same between any two namespaces: to a listener at `at`, and if told so
+/// by another address that leads there.
+pub fn bulk_in(
+    from: &Netns,
+    to: &Netns,
+    at: SocketAddr,
+    via: Option<SocketAddr>,
+    bytes: usize,
+) -> Result<f64> {
+    transfer(pair_in(from, to, at, via)?, bytes)
+}
+
+fn transfer(streams: (TcpStream, TcpStream), bytes: usize) -> Result<f64> {
+    let (mut client, mut server) = streams;
     let start = Instant::now();
     let sender = std::thread::spawn(move || -> Result<digest::Digest> {
         let mut context = digest::Context::new(&digest::SHA256);
@@ -78,7 +104,16 @@ pub struct Steady {
 impl Steady {
     /// Starts it: numbers there and back, every two milliseconds.
     pub fn start(from: &Pod, to: &Pod) -> Result<Self> {
-        let (mut client, mut server) = pair(from, to)?;
+        Self::over(pair(from, to)?)
+    }
+
+    /// The same between any two namespaces; `at` is an address of `to`.
+    pub fn start_in(from: &Netns, to: &Netns, at: SocketAddr) -> Result<Self> {
+        Self::over(pair_in(from, to, at, None)?)
+    }
+
+    fn over(streams: (TcpStream, TcpStream)) -> Result<Self> {
+        let (mut client, mut server) = streams;
         client.set_nodelay(true)?;
         server.set_nodelay(true)?;
         let stop = Arc::new(AtomicBool::new(false));

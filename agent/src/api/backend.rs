@@ -12,6 +12,21 @@ use weft_proto::api::{
 use weft_proto::attachment::AttachmentKey;
 
 use crate::mesh::net::BoxFuture;
+use crate::policy::explain::{End, Explanation};
+use crate::policy::state::Protocol;
+
+/// A connection to be explained.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PolicyQuestion {
+    /// Who opens it.
+    pub from: End,
+    /// To whom.
+    pub to: End,
+    /// With which protocol.
+    pub protocol: Protocol,
+    /// Destination port.
+    pub port: u16,
+}
 
 /// Why the agent did not do what was asked.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -45,6 +60,10 @@ pub trait Backend: Send + Sync + 'static {
     fn readiness(&self) -> Readiness;
     /// Effective configuration, secrets removed.
     fn config(&self) -> serde_json::Value;
+
+    /// Which policies and rules decide about a connection.
+    fn explain(&self, question: PolicyQuestion)
+    -> BoxFuture<'_, Result<Explanation, BackendError>>;
 
     /// Shim: an attachment's addresses, with everything in the kernel that must
     /// precede its first packet.

@@ -3,6 +3,7 @@
 mod answer;
 pub mod backend;
 mod guard;
+mod policy;
 mod probes;
 mod routes;
 mod server;

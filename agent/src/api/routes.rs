@@ -15,7 +15,7 @@ use super::backend::Backend;
 use super::guard::guard;
 use super::stats::ApiStats;
 use super::token::Token;
-use super::{Limits, probes, v1, weave};
+use super::{Limits, policy, probes, v1, weave};
 use crate::config::Callers;
 
 /// What handlers work with.
@@ -137,6 +137,8 @@ pub(super) fn all(api: Arc<Api>) -> Router {
         .route("/v1/ready", get(v1::ready))
         .route("/v1/status", get(v1::status))
         .route("/v1/config", get(v1::config))
+        .route("/v1/policy", get(policy::status))
+        .route("/v1/policy/explain", get(policy::explain))
         .route("/v1/peers/{name}", delete(v1::remove_peer))
         .route("/v1/ranges", post(v1::grow))
         .route("/v1/recover", post(v1::recover));

@@ -22,7 +22,7 @@ const CLUSTER: Duration = Duration::from_secs(30);
 /// Query parameter by which an operator says that the lost voters are lost.
 pub(crate) const CONSENT: &str = "yes-i-accept-the-loss";
 
-type Shared = State<Arc<Api>>;
+pub(super) type Shared = State<Arc<Api>>;
 
 /// Body of `POST /v1/ranges`.
 #[derive(Debug, Deserialize)]
@@ -31,11 +31,11 @@ struct GrowRequest {
     range: String,
 }
 
-fn bad(message: impl Into<String>) -> Response {
+pub(super) fn bad(message: impl Into<String>) -> Response {
     api_error(StatusCode::BAD_REQUEST, "bad_request", message)
 }
 
-fn answer<T: Serialize>(result: Result<T, BackendError>) -> Response {
+pub(super) fn answer<T: Serialize>(result: Result<T, BackendError>) -> Response {
     match result {
         Ok(value) => json(StatusCode::OK, &value),
         Err(error) => v1_error(&error),

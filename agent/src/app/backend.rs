@@ -13,10 +13,11 @@ use weft_proto::ledger::{Op, Outcome};
 use weft_proto::names;
 
 use super::App;
-use crate::api::backend::{Backend, BackendError};
+use crate::api::backend::{Backend, BackendError, PolicyQuestion};
 use crate::consensus::RecoverError;
 use crate::ipam_service::{IpamService, LeaseFacts, http_key};
 use crate::mesh::net::BoxFuture;
+use crate::policy::explain::Explanation;
 
 /// How long after a start this node may yet find voters that it takes for lost.
 const MEETING: Duration = Duration::from_secs(15);
@@ -55,6 +56,7 @@ impl App {
             .map(|name| format!("{}/{name}", arg("K8S_POD_NAMESPACE").map_or("", String::as_str)));
         LeaseFacts {
             pod,
+            uid: arg("K8S_POD_UID").cloned(),
             host_ifname: names::host_ifname(&request.key.container_id, &request.key.ifname),
             port_mappings: request.port_mappings.clone(),
         }
@@ -102,6 +104,7 @@ impl App {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         self.dataplane.settled().await.map_err(|e| BackendError::Internal(e.to_string()))?;
+        self.admit(key, deadline).await?;
         undo.taken.clear();
         let first = addresses.first().copied().ok_or_else(|| {
             BackendError::NotReady("the cluster's ranges are not known yet".to_owned())
@@ -152,6 +155,13 @@ impl Backend for App {
         self.config.report()
     }
 
+    fn explain(
+        &self,
+        question: PolicyQuestion,
+    ) -> BoxFuture<'_, Result<Explanation, BackendError>> {
+        Box::pin(self.explain_policy(question))
+    }
+
     fn attach(&self, request: AttachRequest) -> BoxFuture<'_, Result<Attachment, BackendError>> {
         Box::pin(async move {
             let _busy = IpamService::begin(&self.ipam, &request.key)?;
@@ -170,6 +180,7 @@ impl Backend for App {
                     .settled()
                     .await
                     .map_err(|e| BackendError::Internal(e.to_string()))?;
+                self.policy_settled().await?;
             }
             Ok(had)
         })

@@ -118,6 +118,7 @@ mod tests {
             key: AttachmentKey { container_id: id.into(), ifname: "eth0".into() },
             addresses: vec![address.parse().unwrap()],
             pod: None,
+            uid: None,
             since_ms: 0,
             host_ifname: host.into(),
             port_mappings: vec![],

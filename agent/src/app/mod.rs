@@ -14,6 +14,8 @@ mod kubernetes;
 mod loops;
 mod own_address;
 mod peers;
+mod policy;
+mod policy_feed;
 mod probing;
 mod remove;
 mod renew;
@@ -38,6 +40,8 @@ use crate::dataplane::intent::PeerIntent;
 use crate::ipam_service::{IpamService, Registry};
 use crate::mesh::MeshHandle;
 use crate::mesh::net::BoxFuture;
+use crate::policy::engine::EngineHandle;
+use crate::policy::feed::Feed;
 
 pub use start::{cleanup, run};
 
@@ -53,6 +57,8 @@ pub(crate) struct App {
     mesh: MeshHandle,
     consensus: ConsensusHandle,
     dataplane: DataplaneHandle,
+    /// Enforces network policy, where there is one to enforce.
+    policy: Option<EngineHandle>,
     ipam: Arc<IpamService>,
     registry: Arc<dyn Registry>,
     underlay: Vec<IpAddr>,
@@ -60,6 +66,8 @@ pub(crate) struct App {
     routes: Mutex<Routes>,
     /// Conditions found by the daemon's own loops, by reason.
     conditions: Mutex<BTreeMap<String, Condition>>,
+    /// Tells the engine what the API server knows.
+    feed: Option<Feed>,
     /// Probes through the overlay.
     probing: Mutex<probing::Probing>,
     /// The API server, if there is one.
@@ -113,6 +121,7 @@ impl App {
             .ipam
             .with_leases(|leases| intent::intent(&ledger, peers, own, leases.values(), settling));
         self.dataplane.set_intent(intent);
+        self.publish_policy();
         true
     }
 

@@ -14,7 +14,7 @@ use weft_proto::names;
 
 use super::kubernetes::{self, Boot};
 use super::{
-    App, LedgerRegistry, Routes, cni, founding, loops, own_address, probing, renew, sweep,
+    App, LedgerRegistry, Routes, cni, founding, loops, own_address, policy, probing, renew, sweep,
 };
 use crate::api;
 use crate::config::Config;
@@ -156,6 +156,7 @@ async fn serve(config: Config) -> Result<End> {
         forward_accept: config.forward_accept,
     })?;
     let underlay = dataplane.underlay();
+    let policy = policy::start(&config, boot.wired.is_some())?;
 
     let session = session(&config.state_dir)?;
     // A node with an earlier life may find its ledger to know other ranges than
@@ -228,11 +229,13 @@ async fn serve(config: Config) -> Result<End> {
         mesh: mesh.clone(),
         consensus: consensus.clone(),
         dataplane,
+        policy,
         ipam: Arc::clone(&ipam),
         registry: Arc::clone(&registry),
         underlay,
         routes: Mutex::new(Routes::default()),
         conditions: Mutex::default(),
+        feed: None,
         probing: Mutex::default(),
         kubernetes: boot.wired,
         renewal: tokio::sync::watch::Sender::new(None),
@@ -240,6 +243,8 @@ async fn serve(config: Config) -> Result<End> {
         config,
     });
     sweep::recover(&app, found.intact).await?;
+    // Before the first ADD, so that it can be told from the pods of an earlier life.
+    app.publish_policy();
     // Not before every lease is known: what is given away must be free.
     let donor: Arc<dyn Service> = donations.clone();
     mesh.register(Donations::KINDS, &donor);
@@ -308,6 +313,9 @@ pub fn cleanup(config: &Config) -> Result<Vec<String>> {
     let there = [names::BRIDGE, names::VXLAN]
         .iter()
         .any(|device| Path::new("/sys/class/net").join(device).exists());
+    if crate::policy::engine::remove()? {
+        removed.push("nftables table of network policy".to_owned());
+    }
     if let Err(errors) = dataplane::cleanup() {
         let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
         bail!("not everything could be removed from the kernel: {}", errors.join("; "));

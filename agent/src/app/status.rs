@@ -14,6 +14,7 @@ use super::remove::host_bits;
 use crate::ipam_service::Stand;
 use crate::mesh::Refusal;
 use crate::mesh::net::{MeshView, PeerNet};
+use crate::policy::engine::EngineHandle;
 use crate::status::count;
 
 /// How long a refusal stays on the screen after it last happened.
@@ -109,6 +110,7 @@ impl App {
             dataplane,
             overlay,
             kubernetes: self.kubernetes.as_ref().map(super::kubernetes::Wired::status),
+            policy: self.policy_status(),
         }
     }
 
@@ -206,10 +208,12 @@ impl App {
         stand: &Stand,
     ) -> Vec<Condition> {
         let mut all = self.dataplane.conditions();
+        all.extend(self.policy.iter().flat_map(EngineHandle::conditions));
         all.extend(
             self.conditions.lock().unwrap_or_else(PoisonError::into_inner).values().cloned(),
         );
         all.extend(self.path_conditions(&self.mesh.view()));
+        all.extend(self.feed_conditions());
         let ledger = self.consensus.ledger();
         all.extend(self.unknown_addresses(&ledger));
         let joined = ledger.member(self.me).is_some();

@@ -41,6 +41,7 @@ pub(super) async fn recover(app: &Arc<App>, intact: bool) -> anyhow::Result<()> 
 fn adopt(app: &App, pod: &WiredPod) -> Result<(), BackendError> {
     let facts = LeaseFacts {
         pod: pod.alias.pod.clone(),
+        uid: pod.alias.uid.clone(),
         host_ifname: pod.host_ifname.clone(),
         port_mappings: Vec::new(),
     };

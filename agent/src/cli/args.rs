@@ -46,13 +46,15 @@ pub(super) enum Part {
     Connections,
     Ipam,
     Targets,
+    /// What isolates the pods of this node
+    Policy,
 }
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Cmd {
     /// Is this node's network healthy, and if not, what to do (exit code 0 ok, 1 degraded, 2 broken)
     Status {
-        /// Only this part, in Weave's layout
+        /// Only this part (those that Weave had: in its layout)
         part: Option<Part>,
         /// Again every two seconds, until Ctrl-C
         #[arg(short, long)]
@@ -77,6 +79,11 @@ pub(super) enum Cmd {
     Ps {
         #[command(flatten)]
         output: OutputArg,
+    },
+    /// Network policy: why is a connection allowed or refused?
+    Policy {
+        #[command(subcommand)]
+        ask: PolicyCmd,
     },
     /// Evict a dead node: its blocks can be reused
     Rmpeer {
@@ -144,6 +151,22 @@ pub(super) enum Cmd {
     },
 }
 
+/// `agent policy …`.
+#[derive(Debug, Subcommand)]
+pub(super) enum PolicyCmd {
+    /// Which policy and rule decides, on both ends (exit code 0 allowed, 1 refused, 2 not known)
+    Explain {
+        /// Who opens the connection: namespace/pod, or an address
+        from: String,
+        /// To whom: namespace/pod, or an address
+        to: String,
+        /// PORT or PORT/PROTOCOL: 80, 53/udp
+        port: String,
+        #[command(flatten)]
+        output: OutputArg,
+    },
+}
+
 /// The whole command, with the flags of the variables.
 pub(super) fn command() -> Command {
     let mut command = with_vars(Cli::command(), |_| true)
@@ -152,6 +175,9 @@ pub(super) fn command() -> Command {
         command =
             command.mut_subcommand(name, |sub| with_vars(sub, |var| CLIENT_VARS.contains(&var)));
     }
+    command = command.mut_subcommand("policy", |policy| {
+        policy.mut_subcommand("explain", |sub| with_vars(sub, |var| CLIENT_VARS.contains(&var)))
+    });
     for name in CONFIGURED {
         command = command.mut_subcommand(name, |sub| with_vars(sub, |_| true));
     }
@@ -187,8 +213,10 @@ pub(super) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<(Cli, Fl
     let mut flags = Flags::new();
     collect(&matches, &mut flags);
     // Flags before and after the command's name both count; the later wins.
-    if let Some((_, sub)) = matches.subcommand() {
+    let mut at = &matches;
+    while let Some((_, sub)) = at.subcommand() {
         collect(sub, &mut flags);
+        at = sub;
     }
     Ok((Cli::from_arg_matches(&matches)?, flags))
 }

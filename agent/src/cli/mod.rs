@@ -16,7 +16,7 @@ use serde_json::json;
 
 use crate::config::{Config, ConfigErrors, Env, Flags, LogFormat, ProcessEnv};
 pub use args::Output;
-use args::{Cli, Cmd};
+use args::{Cli, Cmd, PolicyCmd};
 use client::Client;
 use out::{Out, complain};
 
@@ -81,6 +81,9 @@ fn ask(command: Cmd, client: &Client) -> ExitCode {
         Cmd::Report { .. } => finish(remote::report(client)),
         Cmd::Config { output, .. } => finish(remote::config(client, output.output)),
         Cmd::Ps { output } => finish(remote::ps(client, output.output)),
+        Cmd::Policy { ask: PolicyCmd::Explain { from, to, port, output } } => {
+            finish(remote::explain(client, &from, &to, &port, output.output))
+        }
         Cmd::Rmpeer { name, force, output } => {
             finish(remote::rmpeer(client, &name, force, output.output))
         }

@@ -9,7 +9,7 @@ use weft_proto::api::{Condition, Health, LeaseInfo, Status};
 use super::args::{Output, Part};
 use super::client::{Client, ClientError, encode};
 use super::out::{Out, colour};
-use crate::status::{screen, weave};
+use crate::status::{policy, screen, weave};
 
 /// Between two screens of `--watch`.
 const AGAIN: Duration = Duration::from_secs(2);
@@ -59,6 +59,7 @@ fn show_status(status: &Status, part: Option<Part>, output: Output, colour: bool
             Some(Part::Connections) => json!(status.mesh.connections),
             Some(Part::Ipam) => json!(status.ipam),
             Some(Part::Targets) => json!(status.mesh.targets),
+            Some(Part::Policy) => json!(status.policy),
         };
         return format!("{value:#}");
     }
@@ -68,6 +69,7 @@ fn show_status(status: &Status, part: Option<Part>, output: Output, colour: bool
         Some(Part::Connections) => weave::connections(status),
         Some(Part::Ipam) => weave::ipam(status),
         Some(Part::Targets) => weave::targets(status),
+        Some(Part::Policy) => policy::render(status.policy.as_ref()),
     }
 }
 
@@ -84,6 +86,37 @@ fn silent(error: &ClientError, output: Output) -> String {
         hint: "start the agent, or set HTTP_ADDR to where it listens".to_owned(),
     };
     format!("{:#}", json!({ "health": Health::Broken, "conditions": [condition] }))
+}
+
+/// `agent policy explain`.
+pub(super) fn explain(
+    client: &Client,
+    from: &str,
+    to: &str,
+    port: &str,
+    output: Output,
+) -> anyhow::Result<ExitCode> {
+    let (port, protocol) = port.split_once('/').unwrap_or((port, "tcp"));
+    let path = format!(
+        "/v1/policy/explain?from={}&to={}&port={}&protocol={}",
+        encode(from),
+        encode(to),
+        encode(port),
+        encode(protocol)
+    );
+    let answer: Value = match client.get_json(&path) {
+        Ok(answer) => answer,
+        Err(error) => {
+            super::out::complain(&error.to_string());
+            return Ok(ExitCode::from(2));
+        }
+    };
+    let text = match output {
+        Output::Text => answer["text"].as_str().unwrap_or_default().to_owned(),
+        Output::Json => format!("{answer:#}"),
+    };
+    Out::default().text(&text)?;
+    Ok(ExitCode::from(u8::from(answer["allowed"] != true)))
 }
 
 /// `agent report`: a document for machines either way.
@@ -196,6 +229,7 @@ mod tests {
             Some(Part::Connections),
             Some(Part::Ipam),
             Some(Part::Targets),
+            Some(Part::Policy),
         ] {
             let json = show_status(&status, part, Output::Json, true);
             assert!(serde_json::from_str::<Value>(&json).is_ok());

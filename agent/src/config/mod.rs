@@ -19,6 +19,8 @@ pub use error::{ConfigError, ConfigErrors};
 pub use value::{Callers, Init, LogFormat, duration, is_target, keys, range};
 pub use vars::{VARS, Var, var};
 
+use crate::policy::world::Unknown;
+
 /// Flags by variable name (`IPALLOC_RANGE` -> value); they win over the environment.
 pub type Flags = BTreeMap<&'static str, String>;
 
@@ -76,6 +78,12 @@ pub struct Config {
     pub password: Vec<String>,
     /// Enforce NetworkPolicy.
     pub expect_npc: bool,
+    /// What pods may do whose labels are not known.
+    #[serde(skip)]
+    pub policy_unknown: Unknown,
+    /// Connections that a change of policy forbids end at once.
+    #[serde(skip)]
+    pub policy_established_drop: bool,
     /// Hairpin on pods' bridge ports.
     pub hairpin: bool,
     /// This node's own overlay address.
@@ -298,6 +306,8 @@ fn read(r: &mut Reader<'_>) -> Config {
     });
     let password = passwords(r, &mut warnings);
     let expect_npc = r.get("EXPECT_NPC", true, value::boolean);
+    let policy_unknown = r.get("POLICY_UNKNOWN", Unknown::Deny, value::unknown);
+    let policy_established_drop = r.get("POLICY_ESTABLISHED", true, value::established);
     let hairpin = r.get("HAIRPIN_MODE", true, value::boolean);
     let expose_ip = r.get("EXPOSE_IP", None, |text| value::expose(text, &ranges));
     let metrics_addr = r.get("METRICS_ADDR", None, value::listen);
@@ -365,6 +375,8 @@ fn read(r: &mut Reader<'_>) -> Config {
         conn_limit,
         password,
         expect_npc,
+        policy_unknown,
+        policy_established_drop,
         hairpin,
         expose_ip,
         metrics_addr,

@@ -43,6 +43,8 @@ const WRONG: &[(&str, &[&str])] = &[
     ("PASSWORD", &["\n \n"]),
     ("PASSWORD_FILE", &["/no/such", "relative", "/empty"]),
     ("EXPECT_NPC", &["2", "maybe"]),
+    ("POLICY_UNKNOWN", &["Deny", "1"]),
+    ("POLICY_ESTABLISHED", &["kept", "0"]),
     ("HAIRPIN_MODE", &["2", "promiscuous"]),
     ("EXPOSE_IP", &["x", "192.168.1.1", "10.32.0.1/33", "224.0.0.1/8", "0.0.0.0/8"]),
     ("METRICS_ADDR", &["x", "6782", "0.0.0.0", "host:6782", ":0", ":x"]),

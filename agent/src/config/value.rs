@@ -8,6 +8,8 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde::Serialize;
 
+use crate::policy::world::Unknown;
+
 /// `Err` is why not; empty where the expected form says it all.
 pub(super) type Parsed<T> = Result<T, String>;
 
@@ -410,6 +412,14 @@ pub(super) fn kubernetes(text: &str) -> Parsed<bool> {
     }
 }
 
+pub(super) fn unknown(text: &str) -> Parsed<Unknown> {
+    match text {
+        "deny" => Ok(Unknown::Deny),
+        "allow" => Ok(Unknown::Allow),
+        _ => Err(String::new()),
+    }
+}
+
 /// `https://HOST[:PORT]`; `http` too, for tests and proxies on this machine.
 pub(super) fn api_server(text: &str) -> Parsed<String> {
     let rest = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
@@ -437,6 +447,15 @@ pub(super) fn namespace(text: &str) -> Parsed<String> {
         && edge(text.chars().next())
         && edge(text.chars().last());
     good.then(|| text.to_owned()).ok_or_else(String::new)
+}
+
+/// True if connections are dropped.
+pub(super) fn established(text: &str) -> Parsed<bool> {
+    match text {
+        "drop" => Ok(true),
+        "keep" => Ok(false),
+        _ => Err(String::new()),
+    }
 }
 
 fn short(text: &str) -> String {

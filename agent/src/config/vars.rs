@@ -129,8 +129,13 @@ pub const VARS: &[Var] = &[
         .help("file with the cluster key"),
     Var::new("EXPECT_NPC", "1", BOOL)
         .alias(&["WEAVE_EXPECT_NPC"])
-        .help("enforce NetworkPolicy")
-        .idle("NetworkPolicy is not enforced yet"),
+        .help("enforce NetworkPolicy, where there is an API server"),
+    Var::new("POLICY_UNKNOWN", "deny", "deny or allow")
+        .example("allow")
+        .help("what a pod may do while its labels are not known, if any policy could apply"),
+    Var::new("POLICY_ESTABLISHED", "drop", "drop or keep")
+        .example("keep")
+        .help("what becomes of established connections that a change of policy forbids"),
     Var::new("HAIRPIN_MODE", "true", BOOL)
         .alias(&["WEAVE_HAIRPIN_MODE"])
         .help("a pod may reach itself through a service"),

@@ -16,7 +16,7 @@ use netlink_sys::protocols::NETLINK_NETFILTER;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use weft_proto::api::{Condition, Health};
 use weft_proto::attachment::AttachmentKey;
-use weft_proto::names::{MIN_MTU, VXLAN};
+use weft_proto::names::{MIN_MTU, NFT_TABLE, VXLAN};
 
 use super::apply::{Indexes, OpError, apply};
 use super::cleanup::failed;
@@ -94,7 +94,8 @@ impl Driver {
         let mut driver = Self {
             route_events: Events::open(Source::Route)
                 .map_err(open("listen to links and routes"))?,
-            nft_events: Events::open(Source::Nftables).map_err(open("listen to nftables"))?,
+            nft_events: Events::open(Source::Nftables(NFT_TABLE))
+                .map_err(open("listen to nftables"))?,
             kernel: Kernel::open().map_err(open("open a route socket"))?,
             nft: Requests::open(NETLINK_NETFILTER).map_err(open("open a netfilter socket"))?,
             config,
@@ -147,10 +148,10 @@ impl Driver {
             let own = [self.kernel.raw.port(), self.kernel.rtnl.port(), self.nft.port()];
             let devices = self.devices();
             if route {
-                changed |= self.route_events.drain(own, &devices, &self.desired.ranges);
+                changed |= self.route_events.drain(&own, &devices, &self.desired.ranges);
             }
             if nft {
-                changed |= self.nft_events.drain(own, &devices, &self.desired.ranges);
+                changed |= self.nft_events.drain(&own, &devices, &self.desired.ranges);
             }
         }
         let now = Instant::now();

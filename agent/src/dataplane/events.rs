@@ -20,7 +20,8 @@ const TABLE_MAIN: u8 = 254;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Source {
     Route,
-    Nftables,
+    /// Of the table of that name.
+    Nftables(&'static str),
 }
 
 /// A socket that hears notifications of one kind.
@@ -34,7 +35,7 @@ impl Events {
     pub(crate) fn open(source: Source) -> std::io::Result<Self> {
         let (protocol, groups) = match source {
             Source::Route => (protocols::NETLINK_ROUTE, ROUTE_GROUPS.as_slice()),
-            Source::Nftables => (protocols::NETLINK_NETFILTER, [NFNLGRP_NFTABLES].as_slice()),
+            Source::Nftables(_) => (protocols::NETLINK_NETFILTER, [NFNLGRP_NFTABLES].as_slice()),
         };
         let mut socket = Socket::new(protocol)?;
         socket.bind_auto()?;
@@ -52,7 +53,7 @@ impl Events {
     /// Reads all that waits. True if something changed that may concern us;
     /// `own` are the ports of our own request sockets, `devices` the indexes
     /// of our devices and of the underlay, `ranges` the pod network.
-    pub(crate) fn drain(&mut self, own: [u32; 3], devices: &[u32], ranges: &[IpNet]) -> bool {
+    pub(crate) fn drain(&mut self, own: &[u32], devices: &[u32], ranges: &[IpNet]) -> bool {
         let mut relevant = false;
         loop {
             self.buf.clear();
@@ -71,17 +72,17 @@ impl Events {
                 .filter(|message| message.port == 0 || !own.contains(&message.port))
                 .any(|message| match self.source {
                     Source::Route => route_matters(message.kind, message.payload, devices, ranges),
-                    Source::Nftables => nft_matters(message.kind, message.payload),
+                    Source::Nftables(table) => nft_matters(message.kind, message.payload, table),
                 });
         }
     }
 }
 
-fn nft_matters(kind: u16, payload: &[u8]) -> bool {
+fn nft_matters(kind: u16, payload: &[u8], table: &str) -> bool {
     // Every kind of nftables message names its table in attribute 1, except
     // the closing "new generation", where it is a number.
-    forward::matters(kind & 0xff, payload)
-        || payload.get(4..).and_then(|body| attr(body, 1)).map(text).as_deref() == Some(NFT_TABLE)
+    (table == NFT_TABLE && forward::matters(kind & 0xff, payload))
+        || payload.get(4..).and_then(|body| attr(body, 1)).map(text).as_deref() == Some(table)
 }
 
 fn route_matters(kind: u16, payload: &[u8], devices: &[u32], ranges: &[IpNet]) -> bool {

@@ -213,6 +213,7 @@ mod tests {
             key: AttachmentKey { container_id: id.into(), ifname: "eth0".into() },
             addresses: vec!["10.32.0.2".parse().unwrap()],
             pod: None,
+            uid: None,
             since_ms: 1,
             host_ifname: "weftaaaaaaaaaaa".into(),
             port_mappings: vec![],

@@ -236,6 +236,7 @@ impl IpamService {
             key: key.clone(),
             addresses: state.table.addresses(key).to_vec(),
             pod: facts.pod.clone(),
+            uid: facts.uid.clone(),
             since_ms: state.leases.get(key).map_or_else(now_ms, |l| l.since_ms),
             host_ifname: facts.host_ifname.clone(),
             port_mappings: facts.port_mappings.clone(),
@@ -269,6 +270,7 @@ impl IpamService {
             return Err(BackendError::Conflict(format!("{key} was released meanwhile; try again")));
         };
         let same = lease.pod == facts.pod
+            && lease.uid == facts.uid
             && lease.host_ifname == facts.host_ifname
             && lease.port_mappings == facts.port_mappings;
         if same {

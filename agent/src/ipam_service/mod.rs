@@ -70,6 +70,8 @@ pub async fn catch_up(registry: &dyn Registry, index: u64) -> Result<(), String>
 pub struct LeaseFacts {
     /// `namespace/name`.
     pub pod: Option<String>,
+    /// Uid of the pod.
+    pub uid: Option<String>,
     /// Host end of the veth, if there is to be one.
     pub host_ifname: String,
     /// Host ports.

@@ -6,7 +6,12 @@
 //! ```
 //! [`state`] is the border: what the compiler makes and the kernel part applies.
 
+pub(crate) mod conntrack;
+pub mod engine;
 pub mod explain;
+pub mod feed;
+pub(crate) mod nflog;
+pub(crate) mod nft;
 pub mod objects;
 pub mod selector;
 pub mod state;

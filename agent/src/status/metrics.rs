@@ -78,6 +78,9 @@ pub fn render(status: &Status, api: &StatsSnapshot, process: Option<&Process>) -
     dataplane(&mut page, status);
     overlay(&mut page, status);
     kubernetes(&mut page, status);
+    if let Some(policy) = &status.policy {
+        super::policy::metrics(&mut page, policy);
+    }
     endpoint(&mut page, api);
     aliases(&mut page, status);
     if let Some(process) = process {
@@ -87,14 +90,14 @@ pub fn render(status: &Status, api: &StatsSnapshot, process: Option<&Process>) -
 }
 
 #[derive(Default)]
-struct Page(String);
+pub(super) struct Page(String);
 
 impl Page {
-    fn head(&mut self, name: &str, kind: &str, help: &str) {
+    pub(super) fn head(&mut self, name: &str, kind: &str, help: &str) {
         let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
     }
 
-    fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: f64) {
+    pub(super) fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: f64) {
         self.0.push_str(name);
         if !labels.is_empty() {
             let labels: Vec<_> =
@@ -109,11 +112,11 @@ impl Page {
         self.sample(name, &[], value);
     }
 
-    fn gauge(&mut self, name: &str, help: &str, value: f64) {
+    pub(super) fn gauge(&mut self, name: &str, help: &str, value: f64) {
         self.one(name, "gauge", help, value);
     }
 
-    fn counter(&mut self, name: &str, help: &str, value: u64) {
+    pub(super) fn counter(&mut self, name: &str, help: &str, value: u64) {
         self.one(name, "counter", help, value as f64);
     }
 
@@ -133,7 +136,7 @@ fn escape(value: &str) -> String {
     value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }
 
-fn flag(on: bool) -> f64 {
+pub(super) fn flag(on: bool) -> f64 {
     if on { 1.0 } else { 0.0 }
 }
 

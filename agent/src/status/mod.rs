@@ -2,6 +2,7 @@
 //! [`weft_proto::api::Status`].
 
 pub mod metrics;
+pub mod policy;
 pub mod report;
 pub mod screen;
 mod text;

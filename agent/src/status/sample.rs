@@ -103,6 +103,7 @@ pub(crate) fn status() -> Status {
                 count: 7,
             }],
         }),
+        policy: Some(policy()),
     }
 }
 
@@ -128,4 +129,70 @@ fn voter(name: &str, alive: bool) -> VoterStatus {
 
 fn owner(id: &str, name: &str, addresses: u64, alive: bool) -> OwnerStatus {
     OwnerStatus { id: id.into(), name: name.into(), addresses, blocks: 1, leases: 5, alive }
+}
+
+/// Two pods with policies, one that is not known yet.
+pub(crate) fn policy() -> PolicyStatus {
+    let direction = |isolated: bool, policies: &[&str], refused| PolicyDirection {
+        isolated,
+        restricted: isolated,
+        policies: policies.iter().map(|p| (*p).to_owned()).collect(),
+        refused,
+    };
+    let pod = |namespace: &str, name: &str, address: &str, ingress, egress| PolicyPod {
+        namespace: namespace.into(),
+        name: name.into(),
+        addresses: vec![address.parse().unwrap()],
+        missing: (namespace == "new").then(|| "Pod".into()),
+        ingress,
+        egress,
+    };
+    let source = |name: &str, objects, failing_s, why: Option<&str>| PolicySource {
+        name: name.into(),
+        complete: true,
+        objects,
+        version: 7,
+        heard_s: Some(2),
+        failing_s,
+        why: why.map(str::to_owned),
+    };
+    let db = ["NetworkPolicy shop/db", "ClusterNetworkPolicy guard rail"];
+    let open = || direction(false, &[], 0);
+    let mut from_db = open();
+    from_db.refused = 1;
+    PolicyStatus {
+        synced: true,
+        enforced: true,
+        busy: false,
+        pods: vec![
+            pod("shop", "front", "10.32.0.6", open(), open()),
+            pod("shop", "db", "10.32.0.5", direction(true, &db, 12), from_db),
+            pod("new", "pod", "10.32.0.9", direction(true, &[], 0), direction(true, &[], 0)),
+        ],
+        table: PolicyTable {
+            in_sync: true,
+            sets: 4,
+            elements: 21,
+            chains: 2,
+            subjects: 2,
+            transactions: 7,
+            last_us: 900,
+            longest_us: 1500,
+            ..PolicyTable::default()
+        },
+        refused_in: 12,
+        refused_out: 1,
+        refused_ports: vec![PolicyRefusedPort { protocol: "tcp".into(), port: 80, packets: 13 }],
+        established_dropped: 1,
+        sources: vec![
+            source("pods of this node", 3, None, None),
+            source("NetworkPolicies", 2, Some(65), Some("connection refused")),
+        ],
+        problems: vec![PolicyProblem {
+            policy: "NetworkPolicy shop/db".into(),
+            field: "spec.ingress[0].ports[0].port".into(),
+            what: "no such port; it matches nothing".into(),
+            hint: "write a number or the name of a container port".into(),
+        }],
+    }
 }

@@ -83,6 +83,9 @@ pub fn render(status: &Status, colour: bool) -> String {
     if let Some(found) = &status.kubernetes {
         let _ = writeln!(text, "{} {}", paint.bold("kubernetes"), kubernetes(found));
     }
+    if let Some(policy) = &status.policy {
+        let _ = writeln!(text, "{} {}", paint.bold("policy    "), super::policy::line(policy));
+    }
     let keyed = if status.mesh.keyed { "" } else { ", no cluster key: anybody can join" };
     let alive = status.mesh.members.iter().filter(|m| m.state == "alive").count();
     let _ = writeln!(

@@ -65,7 +65,8 @@ fn wire(
         let namespace = env.args.get("K8S_POD_NAMESPACE").map_or("", String::as_str);
         format!("{namespace}/{name}")
     });
-    let alias = Alias { key: env.key.clone(), addresses: attachment.addresses.clone(), pod };
+    let uid = env.args.get("K8S_POD_UID").cloned();
+    let alias = Alias { key: env.key.clone(), addresses: attachment.addresses.clone(), pod, uid };
     let wiring = Wiring {
         key: &env.key,
         host_ifname: &attachment.host_ifname,

@@ -92,6 +92,7 @@ impl Env {
                 std::net::Ipv6Addr::from([0xff; 16]).into(),
             ],
             pod: None,
+            uid: None,
         };
         if alias.to_text().is_none() {
             return Err(bad(format!(

@@ -16,6 +16,7 @@ pub mod pods;
 pub mod process;
 pub mod reference;
 pub mod report;
+pub mod weft;
 
 pub use api::ApiServer;
 pub use cluster::KubeCluster;

@@ -16,10 +16,11 @@ use tokio::task::JoinHandle;
 use weft_proto::api::*;
 use weft_proto::attachment::AttachmentKey;
 
-use crate::api::backend::{Backend, BackendError};
+use crate::api::backend::{Backend, BackendError, PolicyQuestion};
 use crate::api::{ApiOptions, ApiStats, Limits, Token, serve};
 use crate::config::Callers;
 use crate::mesh::net::BoxFuture;
+use crate::policy::explain::{End, Explanation, Reason, Side};
 
 /// What it does depends on the id: `hang` never answers, `conflict` and its
 /// like fail so, others succeed.
@@ -95,6 +96,41 @@ impl Backend for Fake {
         serde_json::json!({ "values": [] })
     }
 
+    fn explain(
+        &self,
+        question: PolicyQuestion,
+    ) -> BoxFuture<'_, Result<Explanation, BackendError>> {
+        Box::pin(async move {
+            // Port 80 is open to all; namespaces do as ids do.
+            let allowed = question.port == 80;
+            let side = |end: &End| {
+                let (pod, address) = match end {
+                    End::Pod(pod) => (Some(pod.clone()), IpAddr::from([10, 32, 0, 5])),
+                    End::Address(address) => (None, *address),
+                };
+                Side {
+                    allowed,
+                    reason: Reason::NotSelected,
+                    isolated_by: vec![],
+                    passed: vec![],
+                    pod,
+                    address,
+                    here: true,
+                }
+            };
+            if let End::Pod(pod) = &question.to {
+                self.outcome(&pod.namespace).await?;
+            }
+            Ok(Explanation {
+                allowed,
+                egress: side(&question.from),
+                ingress: side(&question.to),
+                protocol: "TCP".into(),
+                port: question.port,
+            })
+        })
+    }
+
     fn attach(&self, request: AttachRequest) -> BoxFuture<'_, Result<Attachment, BackendError>> {
         Box::pin(async move {
             let key = request.key;
@@ -139,6 +175,7 @@ impl Backend for Fake {
             key: key.clone(),
             addresses: vec!["10.32.0.5".parse().unwrap()],
             pod: Some("default/web".into()),
+            uid: None,
             since_ms: 1,
             host_ifname: "weftx".into(),
             port_mappings: vec![],

@@ -4,7 +4,7 @@ use std::os::fd::AsRawFd;
 
 use netlink_sys::{Socket, SocketAddr};
 
-use super::codec::{self, F_DUMP, Writer, messages, u32_at};
+use super::codec::{self, F_ACK, F_DUMP, Writer, messages, u32_at};
 
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
@@ -72,6 +72,11 @@ impl Requests {
         self.port
     }
 
+    /// The socket alone, for what it now hears unasked.
+    pub(crate) fn into_socket(self) -> Socket {
+        self.socket
+    }
+
     /// A sequence number not used before on this socket.
     pub(crate) fn next_seq(&mut self) -> u32 {
         self.seq = self.seq.wrapping_add(1).max(1);
@@ -99,6 +104,31 @@ impl Requests {
                     && let Some(error) = refusal(&message)
                 {
                     refused.push(error);
+                }
+            }
+        }
+    }
+
+    /// Asks for one object. `each` gets the message type and payload.
+    pub(crate) fn ask(
+        &mut self,
+        kind: u16,
+        body: impl Fn(&mut Writer),
+        mut each: impl FnMut(u16, &[u8]),
+    ) -> Result<(), Refused> {
+        let seq = self.next_seq();
+        let mut request = Writer::default();
+        request.message(kind, F_ACK, seq, body);
+        self.socket.send_to(request.bytes(), &SocketAddr::new(0, 0), 0)?;
+        loop {
+            match self.receive(0) {
+                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
+                other => other?,
+            }
+            for message in messages(&self.buf).filter(|m| m.seq == seq) {
+                match message.kind {
+                    NLMSG_ERROR => return refusal(&message).map_or(Ok(()), Err),
+                    kind => each(kind, message.payload),
                 }
             }
         }

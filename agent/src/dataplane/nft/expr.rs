@@ -30,6 +30,7 @@ const BASE_TRANSPORT: u32 = 2;
 pub(crate) const DROP: i32 = 0;
 pub(crate) const ACCEPT: i32 = 1;
 pub(crate) const JUMP: i32 = -3;
+pub(crate) const GOTO: i32 = -4;
 pub(crate) const RETURN: i32 = -5;
 
 /// A rule under construction: its expressions, encoded.
@@ -69,9 +70,13 @@ impl Rule {
     }
 
     fn cmp(self, reg: u32, equal: bool, value: &[u8]) -> Self {
+        self.compare(reg, u32::from(!equal), value)
+    }
+
+    fn compare(self, reg: u32, how: u32, value: &[u8]) -> Self {
         self.expr("cmp", |w| {
             w.attr_be32(1, reg);
-            w.attr_be32(2, u32::from(!equal));
+            w.attr_be32(2, how);
             w.nest(3, |w| w.attr(1, value));
         })
     }
@@ -154,6 +159,18 @@ impl Rule {
         self.payload(BASE_TRANSPORT, 2, 2, reg)
     }
 
+    /// Destination port lies in a range, ends included. Needs the protocol checked.
+    pub(crate) fn dport(self, first: u16, last: u16) -> Self {
+        const LTE: u32 = 3;
+        const GTE: u32 = 5;
+        let rule = self.load_dport(REG);
+        if first == last {
+            return rule.cmp(REG, true, &first.to_be_bytes());
+        }
+        let rule = if first > 0 { rule.compare(REG, GTE, &first.to_be_bytes()) } else { rule };
+        rule.compare(REG, LTE, &last.to_be_bytes())
+    }
+
     /// First byte after the network header: ICMP type.
     pub(crate) fn icmp_type(self, value: u8) -> Self {
         self.payload(BASE_TRANSPORT, 0, 1, REG).cmp(REG, true, &[value])
@@ -225,6 +242,59 @@ impl Rule {
                         w.attr_str(2, chain);
                     }
                 });
+            });
+        })
+    }
+
+    /// The connection is established, or the packet belongs to one that is.
+    pub(crate) fn established(self) -> Self {
+        const ESTABLISHED_OR_RELATED: u32 = 2 | 4;
+        self.expr("ct", |w| {
+            w.attr_be32(1, REG);
+            w.attr_be32(2, 0); // state
+        })
+        .mask(REG, &ESTABLISHED_OR_RELATED.to_ne_bytes())
+        .cmp(REG, false, &[0; 4])
+    }
+
+    /// A TCP packet that does not open a connection.
+    pub(crate) fn tcp_not_opening(self) -> Self {
+        const FIN_SYN_RST_ACK: u8 = 0x17;
+        const SYN: u8 = 0x02;
+        self.l4proto(6).payload(BASE_TRANSPORT, 13, 1, REG).mask(REG, &[FIN_SYN_RST_ACK]).cmp(
+            REG,
+            false,
+            &[SYN],
+        )
+    }
+
+    /// Goes on only so many times a second.
+    pub(crate) fn limit(self, per_second: u64, burst: u32) -> Self {
+        self.expr("limit", |w| {
+            w.attr(1, &per_second.to_be_bytes());
+            w.attr(2, &1_u64.to_be_bytes());
+            w.attr_be32(3, burst);
+        })
+    }
+
+    /// Sends the first bytes of the packet to the listeners of a group.
+    pub(crate) fn log(self, prefix: &str, group: u16, bytes: u32) -> Self {
+        self.expr("log", |w| {
+            w.attr(1, &group.to_be_bytes());
+            w.attr_str(2, prefix);
+            w.attr_be32(3, bytes);
+        })
+    }
+
+    /// Counts by the key that begins at `reg`, in a set that grows with it.
+    pub(crate) fn count_in(self, set: &str, reg: u32) -> Self {
+        self.expr("dynset", |w| {
+            w.attr_str(1, set);
+            w.attr_be32(3, 1); // update
+            w.attr_be32(4, reg);
+            w.nest(7, |w| {
+                w.attr_str(1, "counter");
+                w.nest(2, |_| {});
             });
         })
     }

@@ -13,11 +13,11 @@ use ipnet::IpNet;
 use weft_proto::api::Condition;
 use weft_proto::names::{BRIDGE, NFT_TABLE, VXLAN};
 
-use super::expr::{ACCEPT, Rule};
-use super::ruleset::RuleSpec;
-use super::transaction::{
+use super::batch::{
     Batch, DELRULE, GETCHAIN, GETRULE, NEWRULE, comment, gone_is_empty, header, parse_comment,
 };
+use super::expr::{ACCEPT, Rule};
+use super::ruleset::RuleSpec;
 use crate::dataplane::desired::condition;
 use crate::dataplane::netlink::codec::{F_CREATE, attr, attrs, be32, text};
 use crate::dataplane::netlink::socket::{Refused, Requests};
@@ -153,19 +153,19 @@ pub(crate) fn edits(chains: &[Chain], ranges: &[IpNet], enabled: bool) -> Vec<Ed
 /// Makes all the changes, or none.
 pub(crate) fn apply(socket: &mut Requests, edits: &[Edit]) -> Result<(), Refused> {
     let wanted = accepts();
-    let mut batch = Batch::new(socket);
+    let mut batch = Batch::new(socket, IPTABLES_TABLE);
     for edit in edits {
         match edit {
             Edit::Insert(family, at) => {
                 let Some(rule) = wanted.get(*at) else { continue };
-                batch.add_to(NEWRULE, F_CREATE, *family, IPTABLES_TABLE, |w| {
+                batch.add_to(NEWRULE, F_CREATE, *family, |w| {
                     w.attr_str(2, IPTABLES_CHAIN);
                     w.nest(4, |w| w.raw(&rule.expressions));
                     w.attr(7, &comment(&rule.mark()));
                 });
             }
             Edit::Delete(family, handle) => {
-                batch.add_to(DELRULE, 0, *family, IPTABLES_TABLE, |w| {
+                batch.add_to(DELRULE, 0, *family, |w| {
                     w.attr_str(2, IPTABLES_CHAIN);
                     w.attr(3, &handle.to_be_bytes());
                 });

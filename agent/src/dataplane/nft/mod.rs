@@ -4,6 +4,7 @@
 //! ranges; everything that changes with a pod is an element of a set or map,
 //! so that an attach or a release is a few elements in one transaction.
 
+pub(crate) mod batch;
 pub(crate) mod expr;
 pub(crate) mod forward;
 pub mod ruleset;

@@ -20,11 +20,11 @@ fn lost_events_lead_to_a_look() {
         ns.sh(&format!("ip -batch {}; rm {0}", path.display()));
     };
     let mut events = ns.run(|| Events::open(Source::Route).unwrap());
-    assert!(!events.drain([1, 2, 3], &[], &[]));
+    assert!(!events.drain(&[1, 2, 3], &[], &[]));
     routes(10);
-    assert!(!events.drain([1, 2, 3], &[], &[]), "what does not concern us is no reason");
+    assert!(!events.drain(&[1, 2, 3], &[], &[]), "what does not concern us is no reason");
     routes(20_000);
-    assert!(events.drain([1, 2, 3], &[], &[]), "more than the buffer holds");
+    assert!(events.drain(&[1, 2, 3], &[], &[]), "more than the buffer holds");
     routes(10);
-    assert!(!events.drain([1, 2, 3], &[], &[]), "once told, all is as before");
+    assert!(!events.drain(&[1, 2, 3], &[], &[]), "once told, all is as before");
 }

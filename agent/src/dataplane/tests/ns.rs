@@ -112,7 +112,7 @@ pub(super) fn pod(id: &str, address: &str) -> (AttachmentKey, PodIntent) {
 
 /// Wires a pod the way the shim does.
 pub(super) fn wire(node: &Ns, pod_ns: &Ns, key: &AttachmentKey, pod: &PodIntent) {
-    let alias = Alias { key: key.clone(), addresses: pod.addresses.clone(), pod: None };
+    let alias = Alias { key: key.clone(), addresses: pod.addresses.clone(), pod: None, uid: None };
     let alias = alias.to_text().unwrap();
     let host = &pod.host_ifname;
     let mac = weft_proto::names::format_mac(pod.mac);

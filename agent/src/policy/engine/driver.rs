@@ -1,0 +1,580 @@
+//! The thread that owns the world and the table.
+//!
+//! It sleeps until changes, a notification or the next look is due. Changes are
+//! applied at once, as one transaction, against what it knows to be in the
+//! kernel; if that fails, and when others touch the table, it looks.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Read;
+use std::net::IpAddr;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+use std::time::{Duration, Instant};
+
+use netlink_sys::protocols::NETLINK_NETFILTER;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use weft_proto::api::{Condition, Health};
+
+use super::books::Books;
+use super::handle::{Applied, Command, Shared};
+use super::report::{PodReport, PolicyReport, TableReport};
+use super::{PolicyConfig, PolicyError};
+use crate::dataplane::events::{Events, Source};
+use crate::dataplane::handle::lock;
+use crate::dataplane::netlink::socket::{Refused, Requests};
+use crate::policy::conntrack::{self, Job};
+use crate::policy::nflog::Reader;
+use crate::policy::nft::elements::Fam;
+use crate::policy::nft::hold::Held;
+use crate::policy::nft::layout::{Families, layout};
+use crate::policy::nft::model::{Edit, Observed, diff};
+use crate::policy::nft::track::Tracker;
+use crate::policy::nft::{TABLE, kernel};
+use crate::policy::objects::{LocalPod, PodRef, Text};
+use crate::policy::state::Delta;
+use crate::policy::world::{Change, Unknown, World};
+
+/// Events are gathered this long.
+const GATHER: Duration = Duration::from_millis(20);
+/// Somebody who undoes our repairs is not fought at full speed.
+const GATHER_MAX: Duration = Duration::from_millis(640);
+/// Whether anybody changed any table.
+const GLANCE: Duration = Duration::from_secs(30);
+/// A full look catches what no event told, if somebody changed something.
+const LOOK: Duration = Duration::from_secs(300);
+/// What failed is tried again after this.
+const RETRY: Duration = Duration::from_secs(2);
+/// Counters are read, and the report is made, this often at most.
+const REPORT: Duration = Duration::from_secs(2);
+/// After a change the report follows soon.
+const REPORT_SOON: Duration = Duration::from_millis(50);
+
+/// How far the kernel is.
+enum Stage {
+    /// No lease is known yet: nothing is touched.
+    Waiting,
+    /// The API server has not told everything: pods come and go.
+    Holding(Held),
+    /// The kernel follows the world.
+    Following(Tracker),
+}
+
+pub(super) struct Driver {
+    config: PolicyConfig,
+    families: Families,
+    shared: Arc<Shared>,
+    woken: UnixStream,
+    nft: Requests,
+    events: Events,
+    log: Option<Reader>,
+    log_trouble: Option<String>,
+    established: Option<Sender<Job>>,
+    outcome: Arc<std::sync::Mutex<super::report::Established>>,
+    world: World,
+    stage: Stage,
+    /// The last picture of the table, while holding.
+    observed: Observed,
+    local: BTreeMap<Text, LocalPod>,
+    /// Leases that came in this life, while holding.
+    new: BTreeSet<Text>,
+    synced: bool,
+    generation: u64,
+    table: TableReport,
+    books: Books,
+    error: Option<PolicyError>,
+    look_at: Instant,
+    glance_at: Instant,
+    looked_at: Instant,
+    /// Generation of the kernel's rules when they were last known to be right.
+    seen: Option<u32>,
+    report_at: Option<Instant>,
+    /// What is found to differ from now on is somebody else's doing.
+    settled: bool,
+    fights: u32,
+    stop: bool,
+}
+
+impl Driver {
+    pub(super) fn new(
+        config: PolicyConfig,
+        shared: Arc<Shared>,
+        woken: UnixStream,
+    ) -> Result<Self, PolicyError> {
+        let open = |what: &'static str| {
+            move |e: std::io::Error| PolicyError::Netlink {
+                what: what.to_owned(),
+                why: e.to_string(),
+            }
+        };
+        // Subscribe first, then look: nothing falls between.
+        let events = Events::open(Source::Nftables(TABLE)).map_err(open("listen to nftables"))?;
+        let mut nft = Requests::open(NETLINK_NETFILTER).map_err(open("open a netfilter socket"))?;
+        let observed = kernel::read(&mut nft).map_err(|e| refused("read the table", &e))?;
+        let (log, log_trouble) = match Reader::open() {
+            Ok(reader) => (Some(reader), None),
+            Err(error) => (None, Some(error.to_string())),
+        };
+        let outcome = Arc::new(std::sync::Mutex::default());
+        let now = Instant::now();
+        let mut driver = Self {
+            families: Families { v4: config.settings.ipv4, v6: config.settings.ipv6 },
+            world: World::new(config.settings),
+            established: None,
+            outcome,
+            config,
+            shared,
+            woken,
+            nft,
+            events,
+            log,
+            log_trouble,
+            stage: Stage::Waiting,
+            observed,
+            local: BTreeMap::new(),
+            new: BTreeSet::new(),
+            synced: false,
+            generation: 0,
+            table: TableReport::default(),
+            books: Books::default(),
+            error: None,
+            look_at: now + LOOK,
+            glance_at: now + GLANCE,
+            looked_at: now,
+            seen: None,
+            report_at: Some(now),
+            settled: false,
+            fights: 0,
+            stop: false,
+        };
+        driver.table.in_sync = true;
+        driver.established = Some(driver.watch_established().map_err(open("start a thread"))?);
+        Ok(driver)
+    }
+
+    /// The thread that ends connections asks this one which.
+    fn watch_established(&self) -> std::io::Result<Sender<Job>> {
+        let (shared, outcome) = (Arc::downgrade(&self.shared), Arc::clone(&self.outcome));
+        let judge = move |entries| {
+            let (tell, told) = std::sync::mpsc::channel();
+            if let Some(shared) = shared.upgrade() {
+                lock(&shared.inbox).commands.push(Command::Judge(entries, tell));
+                shared.wake();
+            }
+            told.recv().unwrap_or_default()
+        };
+        conntrack::start(Box::new(judge), move |one| {
+            let mut all = lock(&outcome);
+            all.looked_at += one.looked_at;
+            all.dropped += one.dropped;
+            all.failed += one.failed;
+        })
+    }
+
+    pub(super) fn run(mut self) {
+        while !self.stop {
+            if let Err(error) = self.turn() {
+                self.failed(error);
+            }
+        }
+    }
+
+    fn failed(&mut self, error: PolicyError) {
+        tracing::error!(%error, "policy not applied");
+        self.table.in_sync = false;
+        self.table.errors = vec![error.to_string()];
+        self.error = Some(error);
+        self.look_at = self.look_at.min(Instant::now() + RETRY);
+        self.report_soon();
+    }
+
+    fn turn(&mut self) -> Result<(), PolicyError> {
+        let [woken, events, log] = self.wait()?;
+        if woken {
+            self.inbox();
+        }
+        let now = Instant::now();
+        if events && self.events.drain(&[self.nft.port()], &[], &[]) {
+            let gather = GATHER * 2_u32.saturating_pow(self.fights.min(5));
+            self.look_at = self.look_at.min(now + gather.min(GATHER_MAX));
+        }
+        if log {
+            self.tell_drops(now);
+        }
+        if now >= self.glance_at {
+            self.glance_at = now + GLANCE;
+            let unchanged =
+                self.seen.is_some() && kernel::generation(&mut self.nft).ok() == self.seen;
+            if !unchanged && now.duration_since(self.looked_at) >= LOOK {
+                self.look_at = now;
+            }
+        }
+        if now >= self.look_at {
+            self.look_at = now + LOOK * 2;
+            self.look()?;
+        }
+        if self.report_at.is_some_and(|at| now >= at) {
+            self.report();
+        }
+        Ok(())
+    }
+
+    fn wait(&self) -> Result<[bool; 3], PolicyError> {
+        let due = self.look_at.min(self.glance_at);
+        let due = self.report_at.map_or(due, |at| at.min(due));
+        let left = due.saturating_duration_since(Instant::now());
+        // Rounded up: waking a little early would mean waking twice.
+        let millis = u16::try_from(left.as_millis() + 1).unwrap_or(u16::MAX);
+        let timeout = if left.is_zero() { PollTimeout::ZERO } else { PollTimeout::from(millis) };
+        let events = borrow(self.events.fd());
+        let log = borrow(self.log.as_ref().map_or(self.events.fd(), Reader::fd));
+        let mut fds =
+            [self.woken.as_fd(), events, log].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+        match poll(&mut fds, timeout) {
+            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+            Err(e) => {
+                let why = e.to_string();
+                return Err(PolicyError::Netlink { what: "wait for events".to_owned(), why });
+            }
+        }
+        let [woken, events, log] = fds.map(|fd| fd.any().unwrap_or(false));
+        Ok([woken, events, log && self.log.is_some()])
+    }
+
+    fn inbox(&mut self) {
+        let mut sink = [0; 64];
+        while matches!((&self.woken).read(&mut sink), Ok(n) if n == sink.len()) {}
+        let (changes, local, synced, generation, commands) = {
+            let mut inbox = lock(&self.shared.inbox);
+            (
+                std::mem::take(&mut inbox.changes),
+                inbox.local.take(),
+                inbox.synced.take(),
+                inbox.generation,
+                std::mem::take(&mut inbox.commands),
+            )
+        };
+        if generation != self.generation {
+            self.generation = generation;
+            if let Err(error) = self.take(changes, local, synced) {
+                self.failed(error);
+            }
+            self.tell_applied();
+        }
+        for command in commands {
+            match command {
+                Command::Explain(q) => {
+                    let answer = self.world.explain(&q.from, &q.to, q.protocol, q.port);
+                    let _ = q.tell.send(answer);
+                }
+                Command::Judge(mut entries, tell) => {
+                    let state = self.world.state();
+                    let following = matches!(self.stage, Stage::Following(_));
+                    entries.retain(|e| following && !state.verdict(e.from, e.to, e.flow).allowed());
+                    let _ = tell.send(entries);
+                }
+                Command::Stop => self.stop = true,
+            }
+        }
+    }
+
+    fn tell_applied(&self) {
+        let mut unknown = BTreeMap::<Text, PodRef>::new();
+        let state = self.world.state();
+        for (id, pod) in &self.local {
+            let Some(name) = &pod.pod else { continue };
+            // What no policy could touch need not be known.
+            let open = self.config.settings.unknown == Unknown::Allow;
+            let closed = || pod.addresses.iter().any(|ip| state.subjects.contains_key(ip));
+            if !self.world.is_known(id) && (open || closed()) {
+                unknown.insert(id.clone(), name.clone());
+            }
+        }
+        self.shared.applied.send_replace(Applied {
+            generation: self.generation,
+            error: self.error.clone(),
+            unknown: Arc::new(unknown),
+            synced: matches!(self.stage, Stage::Following(_)),
+        });
+    }
+
+    /// The quick way: no look at the kernel.
+    fn take(
+        &mut self,
+        mut changes: Vec<Change>,
+        local: Option<Vec<LocalPod>>,
+        synced: Option<bool>,
+    ) -> Result<(), PolicyError> {
+        self.report_soon();
+        let mut gone = BTreeSet::new();
+        if let Some(pods) = local {
+            gone = self.take_local(&pods);
+            changes.insert(0, Change::AllLocal(pods));
+        }
+        self.synced = synced.unwrap_or(self.synced);
+        let delta =
+            if changes.is_empty() { Delta::default() } else { self.world.apply_all(changes) };
+        let mut job = Job { gone, ..Job::default() };
+        let known = self.synced && matches!(self.stage, Stage::Holding(_));
+        let result = match &mut self.stage {
+            Stage::Following(tracker) => {
+                let edit = tracker.edit(&delta, self.families);
+                if self.config.drop_established {
+                    job.changed = tracker.affected(&delta);
+                }
+                if self.table.in_sync { self.write(&edit) } else { self.look() }
+            }
+            _ if known => {
+                self.stage = Stage::Following(Tracker::of(self.world.state()));
+                if self.config.drop_established {
+                    job.changed = self.world.state().subjects.keys().copied().collect();
+                }
+                self.observed = Observed::default();
+                self.settled = false;
+                tracing::info!(
+                    restricted = self.world.state().subjects.len(),
+                    "policy is known; the kernel follows it"
+                );
+                self.look()
+            }
+            Stage::Holding(_) => self.hold(),
+            Stage::Waiting => Ok(()),
+        };
+        if let (false, Some(established)) = (job.is_empty(), &self.established) {
+            let _ = established.send(job);
+        }
+        result?;
+        match self.foreign_family() {
+            Some(error) => Err(error),
+            None => Ok(()),
+        }
+    }
+
+    /// Notes the leases; yields addresses that are no pod's any more.
+    fn take_local(&mut self, pods: &[LocalPod]) -> BTreeSet<IpAddr> {
+        let new: BTreeMap<Text, LocalPod> =
+            pods.iter().map(|pod| (pod.id.clone(), pod.clone())).collect();
+        let old = std::mem::replace(&mut self.local, new);
+        let holder = |of: &BTreeMap<Text, LocalPod>| -> BTreeMap<IpAddr, Text> {
+            let each = |(id, pod): (&Text, &LocalPod)| {
+                pod.addresses.iter().map(|ip| (*ip, id.clone())).collect::<Vec<_>>()
+            };
+            of.iter().flat_map(each).collect()
+        };
+        let holders = holder(&self.local);
+        // Also one that another pod got in the meantime.
+        let mut gone: BTreeSet<IpAddr> = holder(&old)
+            .into_iter()
+            .filter(|(ip, id)| holders.get(ip) != Some(id))
+            .map(|(ip, _)| ip)
+            .collect();
+        let now: BTreeSet<IpAddr> = holders.into_keys().collect();
+        if matches!(self.stage, Stage::Waiting) {
+            // Leases of an earlier life keep what they have, also if that is nothing.
+            let mut held = Held::of(&self.observed);
+            gone.extend(held.keep(&now));
+            self.stage = Stage::Holding(held);
+        } else {
+            let ids = self.local.iter().filter(|(id, pod)| old.get(*id) != Some(*pod));
+            self.new.extend(ids.map(|(id, _)| id.clone()));
+        }
+        self.new.retain(|id| self.local.contains_key(id));
+        if let Stage::Holding(held) = &mut self.stage {
+            gone.extend(held.keep(&now));
+            let closed = self.config.settings.unknown == Unknown::Deny;
+            for pod in self.new.iter().filter_map(|id| self.local.get(id)) {
+                for ip in pod.addresses.iter().filter(|_| closed && pod.pod.is_some()) {
+                    if !held.contains(*ip) {
+                        held.close(*ip);
+                    }
+                }
+            }
+        }
+        gone
+    }
+
+    /// An address that no chain can be made for.
+    fn foreign_family(&self) -> Option<PolicyError> {
+        let all = self.local.values().flat_map(|pod| pod.addresses.iter());
+        let fam = all.map(|ip| Fam::of(*ip)).find(|fam| !self.families.has(*fam))?;
+        Some(PolicyError::Family(if fam.is_v6() { "IPv6" } else { "IPv4" }))
+    }
+
+    fn hold(&mut self) -> Result<(), PolicyError> {
+        let Stage::Holding(held) = &self.stage else { return Ok(()) };
+        let edit = held.edit(&self.observed);
+        self.write(&edit)?;
+        self.observed.apply(&edit);
+        Ok(())
+    }
+
+    /// One transaction. What failed is found out by a look.
+    fn write(&mut self, edit: &Edit) -> Result<(), PolicyError> {
+        if edit.is_empty() {
+            return Ok(());
+        }
+        if let Err(error) = self.transact(edit) {
+            tracing::debug!(%error, "the table is not as it was left");
+            return self.look();
+        }
+        Ok(())
+    }
+
+    fn transact(&mut self, edit: &Edit) -> Result<(), Refused> {
+        let began = Instant::now();
+        kernel::write(&mut self.nft, edit)?;
+        let took = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
+        self.table.transactions += 1;
+        self.table.last_us = took;
+        self.table.longest_us = self.table.longest_us.max(took);
+        self.seen = None;
+        tracing::debug!(elements = edit.elements(), us = took, "transaction");
+        Ok(())
+    }
+
+    /// The thorough way: what is there, what should be, the difference.
+    fn look(&mut self) -> Result<(), PolicyError> {
+        self.looked_at = Instant::now();
+        if matches!(self.stage, Stage::Waiting) {
+            self.observed = self.read()?;
+            return Ok(());
+        }
+        // A transaction that others' changes overtook is made again.
+        for last in [false, false, true] {
+            let observed = self.read()?;
+            let seen = kernel::generation(&mut self.nft).ok();
+            let edit = match &self.stage {
+                Stage::Holding(held) => held.edit(&observed),
+                _ => diff(&layout(self.world.state(), self.families), &observed),
+            };
+            let quiet = edit.is_empty();
+            let holding = matches!(self.stage, Stage::Holding(_));
+            let result = if quiet { Ok(()) } else { self.transact(&edit) };
+            match result {
+                Ok(()) => {
+                    if holding {
+                        self.observed = observed;
+                        self.observed.apply(&edit);
+                    }
+                    if quiet {
+                        self.seen = seen;
+                        self.fights = 0;
+                    } else {
+                        self.fights += 1;
+                        self.table.repairs += u64::from(self.settled);
+                        tracing::info!(
+                            reset = edit.reset,
+                            elements = edit.elements(),
+                            "table brought up to date"
+                        );
+                    }
+                    self.settled = true;
+                    self.table.in_sync = true;
+                    self.table.errors.clear();
+                    if self.error.take().is_some() {
+                        self.tell_applied();
+                    }
+                    self.report_soon();
+                    return Ok(());
+                }
+                Err(error) if last => return Err(refused("bring the table up to date", &error)),
+                Err(error) => tracing::debug!(%error, "once more"),
+            }
+        }
+        Ok(())
+    }
+
+    fn read(&mut self) -> Result<Observed, PolicyError> {
+        kernel::read(&mut self.nft).map_err(|e| refused("read the table", &e))
+    }
+
+    fn tell_drops(&mut self, now: Instant) {
+        let drops = self.log.as_mut().map(Reader::read).unwrap_or_default();
+        for drop in drops {
+            self.books.tell(&self.world, drop, now);
+        }
+    }
+
+    fn report_soon(&mut self) {
+        let soon = Instant::now() + REPORT_SOON;
+        self.report_at = Some(self.report_at.map_or(soon, |at| at.min(soon)));
+    }
+
+    fn report(&mut self) {
+        self.report_at = Some(Instant::now() + REPORT);
+        if let Err(error) = self.books.read(&mut self.nft, self.families) {
+            tracing::debug!(%error, "counters not read");
+        }
+        let state = self.world.state();
+        if let Stage::Following(tracker) = &self.stage {
+            (self.table.sets, self.table.chains) = tracker.counts();
+            self.table.subjects = tracker.subjects().len();
+            self.table.elements = state.sets.values().map(|(_, members)| members.len()).sum();
+        }
+        let following = matches!(self.stage, Stage::Following(_));
+        let pods = self.world.locals().into_iter().map(|status| {
+            let subject = |ingress: bool| {
+                let restricted = |ip: &IpAddr| match &self.stage {
+                    Stage::Holding(held) => held.contains(*ip),
+                    _ => state.subjects.get(ip).is_some_and(|s| {
+                        if ingress { s.ingress.is_some() } else { s.egress.is_some() }
+                    }),
+                };
+                status.addresses.iter().any(restricted)
+            };
+            PodReport {
+                restricted_ingress: subject(true),
+                restricted_egress: subject(false),
+                refused_ingress: self.books.of(&status.addresses, true),
+                refused_egress: self.books.of(&status.addresses, false),
+                status,
+            }
+        });
+        let report = PolicyReport {
+            synced: self.synced,
+            enforced: following,
+            pods: pods.collect(),
+            table: self.table.clone(),
+            refused: self.books.refused(),
+            established: *lock(&self.outcome),
+            problems: self.world.problems(),
+        };
+        let conditions = self.conditions();
+        let mut told = lock(&self.shared.told);
+        told.report = report;
+        told.conditions = conditions;
+    }
+
+    fn conditions(&self) -> Vec<Condition> {
+        let mut out = Vec::new();
+        if let Some(error) = &self.error {
+            out.push(Condition {
+                health: Health::Broken,
+                reason: "PolicyRefused".to_owned(),
+                message: format!("the kernel does not hold the policy: {error}"),
+                hint: "what was enforced before stays; weft tries again by itself; new pods wait"
+                    .to_owned(),
+            });
+        }
+        if let Some(why) = &self.log_trouble {
+            out.push(Condition {
+                health: Health::Ok,
+                reason: "PolicyLog".to_owned(),
+                message: format!("refused packets are not logged: netlink log group {}: {why}", crate::policy::nft::LOG_GROUP),
+                hint: "policy is enforced and counted; for the log: modprobe nfnetlink_log, and let no other program use that group".to_owned(),
+            });
+        }
+        out
+    }
+}
+
+fn refused(what: &str, why: &Refused) -> PolicyError {
+    PolicyError::Nftables { what: format!("table {TABLE}: {what}"), why: why.to_string() }
+}
+
+#[allow(unsafe_code, reason = "netlink-sys has no AsFd")]
+fn borrow<'a>(fd: i32) -> BorrowedFd<'a> {
+    // SAFETY: it belongs to a socket of the driver, which outlives the poll.
+    unsafe { BorrowedFd::borrow_raw(fd) }
+}

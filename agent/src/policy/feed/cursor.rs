@@ -1,0 +1,163 @@
+//! Where a list-and-watch stands: what to ask next, and when. Pure.
+
+use std::time::Duration;
+
+/// First pause after a failure.
+const START: Duration = Duration::from_millis(250);
+/// Longest pause before jitter.
+const CAP: Duration = Duration::from_secs(15);
+/// How often a resource is asked for that is not served, or not to us.
+const SELDOM: Duration = Duration::from_secs(60);
+
+/// What to ask the API server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Ask {
+    /// A page of the list: the first one, or the one after a token. `any`: the
+    /// server may answer from its cache.
+    List { page: Option<String>, any: bool },
+    /// What changed since a resource version.
+    Watch { from: String },
+}
+
+/// Why a request was not answered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Failure {
+    /// The version or token is not kept any more (410), or not yet known.
+    Expired(String),
+    /// 403: a rule is missing.
+    Denied(String),
+    /// 404: the resource is not served.
+    Absent,
+    /// 429 and its like: come back later.
+    Busy(String, Duration),
+    /// No answer, or one that makes no sense.
+    Away(String),
+}
+
+/// State of one list-and-watch.
+#[derive(Debug, Default)]
+pub(super) struct Cursor {
+    /// Resource version up to which everything is known.
+    at: Option<String>,
+    /// Token of the next page of a list under way.
+    page: Option<String>,
+    /// Some list was complete once: from then on no cache may answer a list,
+    /// it could be older than what is known.
+    complete: bool,
+    failures: u32,
+}
+
+impl Cursor {
+    /// The next request.
+    pub(super) fn ask(&self) -> Ask {
+        match (&self.at, &self.page) {
+            (Some(at), _) => Ask::Watch { from: at.clone() },
+            (None, page) => Ask::List { page: page.clone(), any: !self.complete },
+        }
+    }
+
+    /// A page has come; true if it was the last.
+    pub(super) fn page(&mut self, version: &str, next: Option<&str>) -> bool {
+        self.failures = 0;
+        self.page = next.filter(|token| !token.is_empty()).map(str::to_owned);
+        if self.page.is_none() {
+            self.at = Some(version.to_owned());
+            self.complete = true;
+        }
+        self.page.is_none()
+    }
+
+    /// The watch speaks: everything up to this version is known.
+    pub(super) fn seen(&mut self, version: &str) {
+        self.failures = 0;
+        if !version.is_empty() {
+            self.at = Some(version.to_owned());
+        }
+    }
+
+    /// A request failed; how long to wait. `random` in 0..1 spreads many nodes.
+    pub(super) fn failed(&mut self, failure: &Failure, random: f64) -> Duration {
+        let jitter = 0.5 + random.clamp(0.0, 1.0);
+        if matches!(failure, Failure::Expired(_) | Failure::Absent) {
+            (self.at, self.page) = (None, None);
+            // No cache twice: it might be what is too old.
+            self.complete = true;
+        }
+        self.failures = self.failures.saturating_add(1);
+        match failure {
+            Failure::Denied(_) | Failure::Absent => SELDOM.mul_f64(jitter),
+            Failure::Busy(_, pause) => (*pause).max(self.pause()).mul_f64(0.5 + jitter),
+            Failure::Expired(_) if self.failures == 1 => Duration::ZERO,
+            Failure::Expired(_) | Failure::Away(_) => self.pause().mul_f64(jitter),
+        }
+    }
+
+    fn pause(&self) -> Duration {
+        let doublings = self.failures.saturating_sub(1).min(16);
+        START.saturating_mul(1 << doublings).min(CAP)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn list(page: Option<&str>, any: bool) -> Ask {
+        Ask::List { page: page.map(str::to_owned), any }
+    }
+
+    fn watch(from: &str) -> Ask {
+        Ask::Watch { from: from.to_owned() }
+    }
+
+    #[test]
+    fn pages_then_watch() {
+        let mut cursor = Cursor::default();
+        assert_eq!(cursor.ask(), list(None, true));
+        assert!(!cursor.page("7", Some("t")));
+        assert_eq!(cursor.ask(), list(Some("t"), true));
+        assert!(cursor.page("7", Some("")));
+        assert_eq!(cursor.ask(), watch("7"));
+        cursor.seen("9");
+        cursor.seen("");
+        assert_eq!(cursor.ask(), watch("9"));
+    }
+
+    #[test]
+    fn an_outage_is_resumed_and_only_expiry_lists_again() {
+        let mut cursor = Cursor::default();
+        cursor.page("7", None);
+        for failure in [
+            Failure::Away("connection refused".into()),
+            Failure::Busy("slow down".into(), Duration::from_secs(1)),
+            Failure::Denied("no".into()),
+        ] {
+            assert!(cursor.failed(&failure, 0.5) > Duration::ZERO);
+            assert_eq!(cursor.ask(), watch("7"), "{failure:?}");
+        }
+        cursor.seen("8");
+        assert_eq!(cursor.failed(&Failure::Expired("gone".into()), 0.5), Duration::ZERO);
+        assert_eq!(cursor.ask(), list(None, false));
+        // A token that expires between pages begins anew, but not in a tight loop.
+        cursor.page("9", Some("t"));
+        cursor.failed(&Failure::Expired("gone".into()), 0.5);
+        assert!(cursor.failed(&Failure::Expired("gone".into()), 0.5) > Duration::ZERO);
+        assert_eq!(cursor.ask(), list(None, false));
+    }
+
+    #[test]
+    fn pauses_grow_and_are_bounded() {
+        let mut cursor = Cursor::default();
+        let away = Failure::Away("x".into());
+        let mut last = Duration::ZERO;
+        for _ in 0..40 {
+            let pause = cursor.failed(&away, 0.5);
+            assert!(pause >= last && pause <= CAP);
+            last = pause;
+        }
+        assert_eq!(last, CAP);
+        assert!(cursor.failed(&Failure::Absent, 0.0) >= SELDOM / 2);
+        cursor.seen("1");
+        assert_eq!(cursor.failed(&away, 0.5), START);
+    }
+}

@@ -1,0 +1,63 @@
+//! An object as it comes from the API server: its name and version, and what
+//! policy needs of it. One that cannot be read does not spoil the list it is in.
+
+use std::sync::Arc;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer};
+use serde_json::Value;
+
+/// An object.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Item<T> {
+    /// `namespace/name`, or `name`.
+    pub(super) key: Arc<str>,
+    /// `metadata.resourceVersion`.
+    pub(super) version: String,
+    /// The object, or why it makes no sense.
+    pub(super) body: Result<T, String>,
+}
+
+impl<'de, T: DeserializeOwned> Deserialize<'de> for Item<T> {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let value = Value::deserialize(from)?;
+        let meta = |field: &str| {
+            value.get("metadata").and_then(|m| m.get(field)?.as_str()).unwrap_or_default()
+        };
+        let key = match (meta("namespace"), meta("name")) {
+            ("", name) => name.into(),
+            (namespace, name) => format!("{namespace}/{name}").into(),
+        };
+        let version = meta("resourceVersion").to_owned();
+        Ok(Self { key, version, body: T::deserialize(value).map_err(|e| e.to_string()) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+    struct Body {
+        size: u8,
+    }
+
+    #[test]
+    fn a_bad_object_does_not_spoil_its_list() {
+        let text = json!([
+            { "metadata": { "namespace": "a", "name": "x", "resourceVersion": "7" }, "size": 1 },
+            { "metadata": { "name": "y" }, "size": "large" },
+            { "metadata": null },
+            3,
+        ])
+        .to_string();
+        let items: Vec<Item<Body>> = serde_json::from_str(&text).unwrap();
+        assert_eq!((&*items[0].key, &*items[0].version), ("a/x", "7"));
+        assert_eq!(items[0].body, Ok(Body { size: 1 }));
+        assert_eq!(&*items[1].key, "y");
+        assert!(items[1].body.as_ref().unwrap_err().contains("large"));
+        assert!(items[2].body.is_err() && items[3].body.is_err());
+    }
+}
