@@ -62,10 +62,8 @@ pub trait Backend: Send + Sync + 'static {
     fn config(&self) -> serde_json::Value;
 
     /// Which policies and rules decide about a connection.
-    fn explain(
-        &self,
-        question: PolicyQuestion,
-    ) -> BoxFuture<'_, Result<Explanation, BackendError>>;
+    fn explain(&self, question: PolicyQuestion)
+    -> BoxFuture<'_, Result<Explanation, BackendError>>;
 
     /// Shim: an attachment's addresses, with everything in the kernel that must
     /// precede its first packet.

@@ -176,8 +176,7 @@ pub(super) fn command() -> Command {
             command.mut_subcommand(name, |sub| with_vars(sub, |var| CLIENT_VARS.contains(&var)));
     }
     command = command.mut_subcommand("policy", |policy| {
-        policy
-            .mut_subcommand("explain", |sub| with_vars(sub, |var| CLIENT_VARS.contains(&var)))
+        policy.mut_subcommand("explain", |sub| with_vars(sub, |var| CLIENT_VARS.contains(&var)))
     });
     for name in CONFIGURED {
         command = command.mut_subcommand(name, |sub| with_vars(sub, |_| true));

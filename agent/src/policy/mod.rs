@@ -6,10 +6,10 @@
 //! ```
 //! [`state`] is the border: what the compiler makes and the kernel part applies.
 
+pub(crate) mod conntrack;
 pub mod engine;
 pub mod explain;
 pub mod feed;
-pub(crate) mod conntrack;
 pub(crate) mod nflog;
 pub(crate) mod nft;
 pub mod objects;

@@ -110,7 +110,11 @@ pub(super) fn line(policy: &PolicyStatus) -> String {
 }
 
 fn addresses(number: usize) -> String {
-    if number == 1 { "1 restricted address".to_owned() } else { format!("{number} restricted addresses") }
+    if number == 1 {
+        "1 restricted address".to_owned()
+    } else {
+        format!("{number} restricted addresses")
+    }
 }
 
 fn state(policy: &PolicyStatus) -> &'static str {
@@ -125,7 +129,8 @@ fn state(policy: &PolicyStatus) -> &'static str {
 /// `agent status policy`.
 pub fn render(policy: Option<&PolicyStatus>) -> String {
     let Some(policy) = policy else {
-        return "network policy is not enforced: EXPECT_NPC=0, or this is not Kubernetes".to_owned();
+        return "network policy is not enforced: EXPECT_NPC=0, or this is not Kubernetes"
+            .to_owned();
     };
     let t = &policy.table;
     let mut text = format!("policy     {}\n", line(policy));
@@ -151,11 +156,8 @@ pub fn render(policy: Option<&PolicyStatus>) -> String {
         };
         let listed = if source.complete { "" } else { ", first list not complete" };
         let why = source.why.as_ref().map(|why| format!(": {}", clean(why))).unwrap_or_default();
-        let _ = writeln!(
-            text,
-            "           {} {}, {heard}{listed}{why}",
-            source.objects, source.name
-        );
+        let _ =
+            writeln!(text, "           {} {}, {heard}{listed}{why}", source.objects, source.name);
     }
     let _ = writeln!(
         text,
@@ -260,12 +262,9 @@ pub(super) fn metrics(page: &mut Page, policy: &PolicyStatus) {
     let t = &policy.table;
     page.gauge("weft_policy_table_in_sync", "1 if the kernel holds all.", flag(t.in_sync));
     page.head("weft_policy_table_objects", "gauge", "What the kernel holds, by kind.");
-    for (kind, n) in [
-        ("set", t.sets),
-        ("element", t.elements),
-        ("chain", t.chains),
-        ("address", t.subjects),
-    ] {
+    for (kind, n) in
+        [("set", t.sets), ("element", t.elements), ("chain", t.chains), ("address", t.subjects)]
+    {
         page.sample("weft_policy_table_objects", &[("kind", kind)], n as f64);
     }
     page.counter("weft_policy_transactions_total", "Changes of the table.", t.transactions);

@@ -137,7 +137,8 @@ fn named(cluster: &KubeCluster, node: &str, reason: &str, words: &[&str]) -> Res
             places.push("Event");
         }
         // The command's exit code says how bad it is: its text is wanted in any case.
-        let status = kubectl.output(&["exec", "-n", NAMESPACE, &pod, "--", "/usr/bin/agent", "status"])?;
+        let status =
+            kubectl.output(&["exec", "-n", NAMESPACE, &pod, "--", "/usr/bin/agent", "status"])?;
         if has(&String::from_utf8_lossy(&status.stdout)) {
             places.push("status");
         }

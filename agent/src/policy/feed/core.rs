@@ -302,13 +302,7 @@ impl<B> Core<B> {
         }
     }
 
-    fn failed(
-        &mut self,
-        source: Source,
-        failure: Failure,
-        now: Instant,
-        ops: &mut Vec<Op<B>>,
-    ) {
+    fn failed(&mut self, source: Source, failure: Failure, now: Instant, ops: &mut Vec<Op<B>>) {
         let optional = source.optional();
         let absent = optional && failure == Failure::Absent;
         if absent {
@@ -333,9 +327,7 @@ impl<B> Core<B> {
     fn start(&mut self) -> Vec<Source> {
         let wanted: Vec<_> = [Source::Policies, Source::ClusterPolicies]
             .into_iter()
-            .filter(|source| {
-                self.stands.get(source).is_some_and(|stand| !stand.known.is_empty())
-            })
+            .filter(|source| self.stands.get(source).is_some_and(|stand| !stand.known.is_empty()))
             .flat_map(|source| source.needs())
             .copied()
             .collect();

@@ -130,9 +130,11 @@ fn follow(
         Source::OtherPods => watches.spawn(watch::follow(client, collection, tell, move |heard| {
             (source, objects(source, heard, addressed))
         })),
-        Source::Namespaces => watches.spawn(watch::follow(client, collection, tell, move |heard| {
-            (source, objects(source, heard, |namespace| Some(Body::Namespace(namespace))))
-        })),
+        Source::Namespaces => {
+            watches.spawn(watch::follow(client, collection, tell, move |heard| {
+                (source, objects(source, heard, |namespace| Some(Body::Namespace(namespace))))
+            }))
+        }
         Source::Nodes => watches.spawn(watch::follow(client, collection, tell, move |heard| {
             (source, objects(source, heard, |node| Some(Body::Node(node))))
         })),
@@ -158,9 +160,9 @@ fn collection(source: Source, node: &str) -> Collection {
     let fields = match source {
         Source::LocalPods => Some(format!("spec.nodeName={node}")),
         // Finished pods have given their addresses back.
-        Source::OtherPods => Some(format!(
-            "spec.nodeName!={node},status.phase!=Succeeded,status.phase!=Failed"
-        )),
+        Source::OtherPods => {
+            Some(format!("spec.nodeName!={node},status.phase!=Succeeded,status.phase!=Failed"))
+        }
         _ => None,
     };
     Collection { path, fields, large: matches!(source, Source::OtherPods | Source::Nodes) }

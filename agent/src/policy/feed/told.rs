@@ -124,10 +124,8 @@ fn conditions(synced: bool, sources: &[SourceState], now: Instant) -> Vec<Condit
     } else {
         "what was enforced before stays; new pods are isolated as POLICY_UNKNOWN says"
     };
-    let denied: Vec<&SourceState> = sources
-        .iter()
-        .filter(|s| matches!(s.trouble, Some((_, Failure::Denied(_)))))
-        .collect();
+    let denied: Vec<&SourceState> =
+        sources.iter().filter(|s| matches!(s.trouble, Some((_, Failure::Denied(_))))).collect();
     if !denied.is_empty() {
         let names: Vec<_> = denied.iter().map(|s| s.source.name()).collect();
         let mut rules: Vec<_> = denied.iter().map(|s| s.source.rule()).collect();
@@ -135,7 +133,10 @@ fn conditions(synced: bool, sources: &[SourceState], now: Instant) -> Vec<Condit
         all.push(Condition {
             health: Health::Degraded,
             reason: "PolicyDenied".to_owned(),
-            message: format!("the API server lets this agent not read {}; {state}", names.join(", ")),
+            message: format!(
+                "the API server lets this agent not read {}; {state}",
+                names.join(", ")
+            ),
             hint: format!("add to ClusterRole weft: {}", rules.join(", ")),
         });
     }
