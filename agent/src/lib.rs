@@ -8,6 +8,7 @@ pub mod consensus;
 pub mod dataplane;
 mod files;
 pub mod ipam_service;
+pub mod kube;
 pub mod lab;
 pub mod mesh;
 pub mod policy;

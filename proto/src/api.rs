@@ -196,6 +196,45 @@ pub struct Status {
     /// Network policy; absent where it is not enforced.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub policy: Option<PolicyStatus>,
+    /// The API server; absent where there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kubernetes: Option<KubernetesStatus>,
+}
+
+/// What this node has to do with the API server.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct KubernetesStatus {
+    /// Its address.
+    pub server: String,
+    /// The last request was answered.
+    pub reachable: bool,
+    /// Seconds since it became so.
+    pub since_s: u64,
+    /// Seconds since the last answer; absent if there was none yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_answer_s: Option<u64>,
+    /// Name of the node that founded the cluster, as far as known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub founder: Option<String>,
+    /// What the last failed request said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_error: Option<String>,
+    /// Requests made, by verb, resource and code (`-`: no answer).
+    #[serde(default)]
+    pub requests: Vec<KubernetesRequests>,
+}
+
+/// How often a request was made.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct KubernetesRequests {
+    /// `get`, `list`, `patch`, ….
+    pub verb: String,
+    /// `nodes`, `secrets`, ….
+    pub resource: String,
+    /// HTTP status, or `-` without an answer.
+    pub code: String,
+    /// So often.
+    pub count: u64,
 }
 
 /// This node.

@@ -16,6 +16,11 @@ impl Dice {
         Self(seed)
     }
 
+    /// With this seed.
+    pub fn seeded(seed: u64) -> Self {
+        Self(seed)
+    }
+
     /// Another one, for another thread.
     pub fn split(&mut self) -> Self {
         Self(self.word())

@@ -14,6 +14,8 @@ pub mod node;
 pub mod pinger;
 pub mod pod;
 pub mod podman;
+pub mod policy;
+pub mod policy_lab;
 pub mod prober;
 pub mod reference;
 pub mod sctp;

@@ -15,6 +15,10 @@ use crate::mesh::net::BoxFuture;
 use crate::policy::explain::{End, Explanation};
 use crate::policy::state::Protocol;
 
+/// Where nothing is enforced.
+pub(crate) const NO_POLICY: &str =
+    "network policy is not enforced here: EXPECT_NPC=0, no Kubernetes, or not ready yet";
+
 /// A connection to be explained.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PolicyQuestion {
@@ -62,8 +66,13 @@ pub trait Backend: Send + Sync + 'static {
     fn config(&self) -> serde_json::Value;
 
     /// Which policies and rules decide about a connection.
-    fn explain(&self, question: PolicyQuestion)
-    -> BoxFuture<'_, Result<Explanation, BackendError>>;
+    fn explain(
+        &self,
+        question: PolicyQuestion,
+    ) -> BoxFuture<'_, Result<Explanation, BackendError>> {
+        let _ = question;
+        Box::pin(std::future::ready(Err(BackendError::NotFound(NO_POLICY.to_owned()))))
+    }
 
     /// Shim: an attachment's addresses, with everything in the kernel that must
     /// precede its first packet.

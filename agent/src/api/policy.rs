@@ -8,7 +8,7 @@ use axum::response::Response;
 use serde_json::Value;
 
 use super::answer::{json, v1_error, within};
-use super::backend::{BackendError, PolicyQuestion};
+use super::backend::{BackendError, NO_POLICY, PolicyQuestion};
 use super::routes::query;
 use super::v1::{Shared, answer, bad};
 use crate::policy::explain::{End, Explanation};
@@ -21,9 +21,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub(super) async fn status(State(api): Shared) -> Response {
     match api.backend.status().policy {
         Some(policy) => json(StatusCode::OK, &policy),
-        None => v1_error(&BackendError::NotFound(
-            "network policy is not enforced: EXPECT_NPC=0, or this is not Kubernetes".to_owned(),
-        )),
+        None => v1_error(&BackendError::NotFound(NO_POLICY.to_owned())),
     }
 }
 

@@ -10,6 +10,7 @@ mod backend;
 mod cni;
 mod founding;
 mod intent;
+mod kubernetes;
 mod loops;
 mod own_address;
 mod peers;
@@ -69,6 +70,10 @@ pub(crate) struct App {
     feed: Option<Feed>,
     /// Probes through the overlay.
     probing: Mutex<probing::Probing>,
+    /// The API server, if there is one.
+    kubernetes: Option<kubernetes::Wired>,
+    /// Why a new life of the agent is wanted.
+    renewal: tokio::sync::watch::Sender<Option<String>>,
     /// False until leases of an earlier life are known again.
     recovered: std::sync::atomic::AtomicBool,
 }
@@ -126,6 +131,11 @@ impl App {
         if published != Some(self.ipam.generation()) {
             self.publish();
         }
+    }
+
+    /// Asks for a new life of the agent: something changed that counts at start.
+    fn renew(&self, why: String) {
+        self.renewal.send_replace(Some(why));
     }
 
     fn condition(&self, reason: &str, condition: Option<Condition>) {

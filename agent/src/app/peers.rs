@@ -6,9 +6,11 @@ use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
+use rand::seq::SliceRandom;
 use weft_proto::id::NodeId;
 
 use crate::files;
+use crate::kube::contacts::contact;
 use crate::mesh::net::MeshView;
 
 /// The book of addresses.
@@ -52,6 +54,13 @@ impl PeerBook {
     /// Where to send packets for a node: its first address of the wanted family.
     pub(super) fn address(&self, node: NodeId, ipv6: bool) -> Option<IpAddr> {
         self.known.get(&node)?.iter().copied().find(|ip| ip.is_ipv6() == ipv6)
+    }
+
+    /// Some of the peers, by chance, as targets to dial.
+    pub(super) fn some(&self, most: usize, port: u16) -> Vec<String> {
+        let mut known: Vec<_> = self.known.values().filter_map(|list| list.first()).collect();
+        known.shuffle(&mut rand::rng());
+        known.into_iter().take(most).map(|ip| contact(*ip, port)).collect()
     }
 
     /// Writes the book.

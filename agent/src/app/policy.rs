@@ -1,7 +1,7 @@
 //! Network policy in the daemon: whether it is enforced, for which pods, and what
 //! an ADD and a DEL wait for.
 
-use std::path::Path;
+use std::time::Duration;
 
 use weft_proto::api::LeaseInfo;
 use weft_proto::attachment::AttachmentKey;
@@ -13,13 +13,8 @@ use crate::policy::engine::{AdmitError, EngineHandle, PolicyConfig, PolicyError}
 use crate::policy::objects::{LocalPod, PodRef};
 use crate::policy::world::Settings;
 
-/// Where a pod finds who it is to the API server.
-const TOKEN: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
-
-/// True if there is an API server to learn policies from.
-pub(super) fn in_kubernetes() -> bool {
-    Path::new(TOKEN).exists()
-}
+/// How long a DEL waits for the kernel.
+const SETTLED: Duration = Duration::from_secs(10);
 
 /// Starts the engine where policy is to be enforced. Where it is not, rules that
 /// an earlier life left are removed: nobody would keep them right, and the next
@@ -83,7 +78,10 @@ impl App {
     /// Waits until the kernel has forgotten what is no pod's any more.
     pub(super) async fn policy_settled(&self) -> Result<(), BackendError> {
         let Some(policy) = &self.policy else { return Ok(()) };
-        policy.settled().await.map_err(|error| BackendError::Internal(error.to_string()))
+        let settled = tokio::time::timeout(SETTLED, policy.settled()).await;
+        settled
+            .unwrap_or(Err(PolicyError::Stopped))
+            .map_err(|error| BackendError::Internal(error.to_string()))
     }
 }
 

@@ -1,4 +1,5 @@
-//! A consensus store that the disk has failed once takes nothing more until it
+//! New lives of the agent: same process, new program, everything found as after
+//! a crash. A consensus store that the disk has failed once takes nothing more until it
 //! is opened again. Till the disk takes writes the agent goes on without it,
 //! pods start from the blocks it owns; then it replaces itself by a fresh life
 //! of the same program, which finds everything as after a crash.
@@ -21,8 +22,25 @@ const LIFE: Duration = Duration::from_secs(5);
 /// The disk must have more space than a moment's worth.
 const ROOM: usize = 512 * 1024;
 
-/// Completes when a new life would do better.
+/// Completes when a new life would do better, or is asked for.
 pub(super) async fn needed(app: &App) {
+    tokio::select! {
+        () = store_failed(app) => {}
+        () = asked(app) => {}
+    }
+}
+
+async fn asked(app: &App) {
+    let mut renewal = app.renewal.subscribe();
+    let why = match renewal.wait_for(Option::is_some).await {
+        Ok(why) => why.clone().unwrap_or_default(),
+        Err(_) => return std::future::pending().await,
+    };
+    tracing::info!("the agent starts anew: {why}");
+    tokio::time::sleep(LIFE.saturating_sub(app.started.elapsed())).await;
+}
+
+async fn store_failed(app: &App) {
     let mut told = false;
     loop {
         tokio::time::sleep(LOOK).await;

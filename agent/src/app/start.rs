@@ -12,8 +12,10 @@ use anyhow::{Context, Result, bail};
 use tokio::net::TcpListener;
 use weft_proto::names;
 
+use super::kubernetes::{self, Boot};
 use super::{
-    App, LedgerRegistry, Routes, cni, founding, loops, own_address, policy, probing, renew, sweep,
+    App, LedgerRegistry, Routes, cni, founding, loops, own_address, policy, policy_feed, probing,
+    renew, sweep,
 };
 use crate::api;
 use crate::config::Config;
@@ -24,6 +26,7 @@ use crate::ipam_service::donate::Donations;
 use crate::ipam_service::intents::Promises;
 use crate::ipam_service::journal::Journal;
 use crate::ipam_service::{IpamService, Registry, Supplier, now_ms};
+use crate::kube::Kube;
 use crate::mesh::net::{PeerNet, Service};
 use crate::mesh::{Identity, Mesh, MeshConfig, MeshHandle};
 
@@ -121,14 +124,31 @@ async fn serve(config: Config) -> Result<End> {
     make_dir(&config.run_dir, "RUN_DIR")?;
     let identity = identity(&config.state_dir)?;
     let me = identity.node();
-    check_overlaps(&config)?;
+    let kube = Kube::find(&config).await?;
+    let conflict = check_overlaps(&config).err();
+    let conflict = match conflict {
+        // Nobody else would hear of it.
+        Some(error) if kube.is_none() => return Err(error),
+        other => other,
+    };
 
-    let http = listen(config.http_addr, "HTTP_ADDR").await?;
+    let http = listen(config.http_addr, "HTTP_ADDR").await?.into_std()?;
     let token = api::Token::load_or_create(&config.run_dir)?;
+    let boot = match kube {
+        None => Boot::plain(&config),
+        Some(kube) => {
+            let known = kubernetes::boot(&config, me, kube, conflict, &http, &token, stop.wait());
+            match known.await? {
+                Some(boot) => boot,
+                None => return Ok(End::Asked),
+            }
+        }
+    };
+    let http = TcpListener::from_std(http)?;
     let dataplane = Dataplane::start(DataplaneConfig {
         node_id: me,
         node_name: config.node_name.clone(),
-        underlay: config.node_ip,
+        underlay: boot.node_ip,
         mtu: config.mtu,
         vxlan_port: config.vxlan_port,
         direct_routing: config.direct_routing,
@@ -137,7 +157,8 @@ async fn serve(config: Config) -> Result<End> {
         forward_accept: config.forward_accept,
     })?;
     let underlay = dataplane.underlay();
-    let policy = policy::start(&config, policy::in_kubernetes())?;
+    let policy = policy::start(&config, boot.wired.is_some())?;
+    let feed = policy_feed::feed(policy.as_ref(), boot.wired.as_ref());
 
     let session = session(&config.state_dir)?;
     // A node with an earlier life may find its ledger to know other ranges than
@@ -149,8 +170,8 @@ async fn serve(config: Config) -> Result<End> {
         name: config.node_name.clone(),
         ranges: if known { Vec::new() } else { config.ranges.clone() },
         session,
-        keys: config.password.clone(),
-        targets: config.peers.clone(),
+        keys: boot.keys,
+        targets: boot.targets,
         conn_limit: config.conn_limit,
         underlay: underlay.clone(),
         software: env!("CARGO_PKG_VERSION").to_owned(),
@@ -158,6 +179,11 @@ async fn serve(config: Config) -> Result<End> {
     })?;
     let net: Arc<dyn PeerNet> = Arc::new(mesh.clone());
 
+    if boot.claim.is_some_and(|claim| !claim.is_fresh()) {
+        // Something took long: another node may have taken over the founding.
+        mesh.shutdown().await;
+        return Ok(End::Renewal);
+    }
     let (consensus, service) = Consensus::start(
         ConsensusConfig {
             state_dir: config.state_dir.clone(),
@@ -165,13 +191,15 @@ async fn serve(config: Config) -> Result<End> {
             name: config.node_name.clone(),
             ranges: config.ranges.clone(),
             session,
-            founding: founding::founding(
-                &config.ipalloc_init,
-                &config.peers,
-                &underlay,
-                &config.node_name,
-                config.mesh_port,
-            ),
+            founding: boot.founding.unwrap_or_else(|| {
+                founding::founding(
+                    &config.ipalloc_init,
+                    &config.peers,
+                    &underlay,
+                    &config.node_name,
+                    config.mesh_port,
+                )
+            }),
             quarantine: config.quarantine,
             voter_dead_after: VOTER_DEAD_AFTER,
         },
@@ -209,8 +237,10 @@ async fn serve(config: Config) -> Result<End> {
         underlay,
         routes: Mutex::new(Routes::default()),
         conditions: Mutex::default(),
-        feed: None,
+        feed,
         probing: Mutex::default(),
+        kubernetes: boot.wired,
+        renewal: tokio::sync::watch::Sender::new(None),
         recovered: AtomicBool::new(false),
         config,
     });
@@ -230,6 +260,11 @@ async fn serve(config: Config) -> Result<End> {
     tasks.spawn(sweep::run(Arc::clone(&app)));
     tasks.spawn(probing::run(Arc::clone(&app)));
     tasks.spawn(loops::install(Arc::clone(&app)));
+    tasks.spawn(kubernetes::rounds(Arc::clone(&app)));
+    tasks.spawn(kubernetes::departures(Arc::clone(&app)));
+    tasks.spawn(kubernetes::tell(Arc::clone(&app)));
+    tasks.spawn(policy_feed::run(Arc::clone(&app)));
+    tasks.spawn(policy_feed::tell(Arc::clone(&app)));
 
     let metrics = match app.config.metrics_addr {
         Some(address) => Some(listen(address, "METRICS_ADDR").await?),
@@ -282,11 +317,16 @@ pub fn cleanup(config: &Config) -> Result<Vec<String>> {
     let there = [names::BRIDGE, names::VXLAN]
         .iter()
         .any(|device| Path::new("/sys/class/net").join(device).exists());
-    if crate::policy::engine::remove()? {
-        removed.push("nftables table of network policy".to_owned());
+    let mut errors = Vec::new();
+    match crate::policy::engine::remove() {
+        Ok(true) => removed.push("nftables table of network policy".to_owned()),
+        Ok(false) => {}
+        Err(error) => errors.push(error.to_string()),
     }
-    if let Err(errors) = dataplane::cleanup() {
-        let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
+    if let Err(more) = dataplane::cleanup() {
+        errors.extend(more.iter().map(ToString::to_string));
+    }
+    if !errors.is_empty() {
         bail!("not everything could be removed from the kernel: {}", errors.join("; "));
     }
     if there {

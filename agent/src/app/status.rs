@@ -110,6 +110,7 @@ impl App {
             dataplane,
             overlay,
             policy: self.policy_status(),
+            kubernetes: self.kubernetes.as_ref().map(super::kubernetes::Wired::status),
         }
     }
 

@@ -16,7 +16,7 @@ use serde::Serialize;
 
 pub use env::{Env, MapEnv, ProcessEnv};
 pub use error::{ConfigError, ConfigErrors};
-pub use value::{Callers, Init, LogFormat, duration, is_target, range};
+pub use value::{Callers, Init, LogFormat, duration, is_target, keys, range};
 pub use vars::{VARS, Var, var};
 
 use crate::policy::world::Unknown;
@@ -124,6 +124,8 @@ pub struct Config {
     pub cni_conf_dir: Option<PathBuf>,
     /// Where the plugin goes; `None`: not installed.
     pub cni_bin_dir: Option<PathBuf>,
+    /// How the API server is found.
+    pub kubernetes: Kubernetes,
     /// Form of the log.
     pub log_format: LogFormat,
     /// Filter of the log (`RUST_LOG`, else `LOG_LEVEL`).
@@ -138,6 +140,23 @@ pub struct Config {
     pub values: Vec<Effective>,
     /// Usable, but worth a line in the log.
     pub warnings: Vec<String>,
+}
+
+/// How the API server is found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Kubernetes {
+    /// False: it is not looked for.
+    pub wanted: bool,
+    /// File with server and credentials.
+    pub kubeconfig: Option<PathBuf>,
+    /// Its address, whatever the rest says.
+    pub server: Option<String>,
+    /// Host of its service, in a pod.
+    pub service_host: Option<String>,
+    /// Port of its service.
+    pub service_port: u16,
+    /// Namespace of ConfigMap and Secret `weft`.
+    pub namespace: String,
 }
 
 mod as_millis {
@@ -295,6 +314,12 @@ fn read(r: &mut Reader<'_>) -> Config {
     let status_addr = r.get("STATUS_ADDR", None, value::listen);
     let forward_accept = r.get("FORWARD_ACCEPT", true, value::auto_or_off);
     let no_masq_local = r.get("NO_MASQ_LOCAL", true, value::boolean);
+    if !no_masq_local {
+        warnings.push(
+            "NO_MASQ_LOCAL=0 has no effect: weft never hides a client's address from a pod"
+                .to_owned(),
+        );
+    }
     let http_allow_remote = r.get("HTTP_ALLOW_REMOTE", false, value::boolean);
     let http_addr = r.get("HTTP_ADDR", loopback, |text| value::http_addr(text, http_allow_remote));
     if !http_addr.ip().is_loopback() {
@@ -316,6 +341,14 @@ fn read(r: &mut Reader<'_>) -> Config {
     let direct_routing = r.get("DIRECT_ROUTING", false, value::boolean);
     let cni_conf_dir = r.get("CNI_CONF_DIR", None, optional_dir);
     let cni_bin_dir = r.get("CNI_BIN_DIR", None, optional_dir);
+    let kubernetes = Kubernetes {
+        wanted: r.get("KUBERNETES", true, value::kubernetes),
+        kubeconfig: r.get("KUBECONFIG", None, optional_dir),
+        server: r.get("KUBE_APISERVER", None, |text| value::api_server(text).map(Some)),
+        service_host: r.get("KUBERNETES_SERVICE_HOST", None, |text| value::host(text).map(Some)),
+        service_port: r.get("KUBERNETES_SERVICE_PORT", 443, value::port),
+        namespace: r.get("POD_NAMESPACE", String::new(), value::namespace),
+    };
     let log_format = r.get("LOG_FORMAT", LogFormat::Text, value::log_format);
     let level = r.get("LOG_LEVEL", String::new(), value::log_level);
     let log_filter = r
@@ -370,6 +403,7 @@ fn read(r: &mut Reader<'_>) -> Config {
         direct_routing,
         cni_conf_dir,
         cni_bin_dir,
+        kubernetes,
         log_format,
         log_filter,
         quarantine,
@@ -380,13 +414,13 @@ fn read(r: &mut Reader<'_>) -> Config {
 }
 
 fn passwords(r: &mut Reader<'_>, warnings: &mut Vec<String>) -> Vec<String> {
-    let direct = r.get("PASSWORD", Vec::new(), value::keys);
+    let direct = r.get("PASSWORD", Vec::new(), keys);
     let env = r.env;
     let from_file = r.get("PASSWORD_FILE", Vec::new(), |path| {
         let text = env
             .read_file(&value::directory(path)?)
             .map_err(|error| format!("it cannot be read ({error})"))?;
-        value::keys(&text)
+        keys(&text)
     });
     if !direct.is_empty() && !from_file.is_empty() {
         warnings.push("PASSWORD_FILE is not used: PASSWORD is set too".to_owned());

@@ -356,6 +356,12 @@ const TALKATIVE: &[&str] = &[
     "netlink_sys",
     "netlink_packet_route",
     "rtnetlink",
+    "kube",
+    "kube_client",
+    "kube_runtime",
+    "tower",
+    "hyper",
+    "hyper_util",
 ];
 
 /// A level for this program, and warnings only of the libraries below it.
@@ -388,7 +394,7 @@ pub(super) fn iptables_backend(text: &str) -> Parsed<()> {
 }
 
 /// Keys, one per line.
-pub(super) fn keys(text: &str) -> Parsed<Vec<String>> {
+pub fn keys(text: &str) -> Parsed<Vec<String>> {
     let keys: Vec<String> = text
         .split('\n')
         .map(|line| line.trim_end_matches('\r'))
@@ -413,6 +419,43 @@ pub(super) fn established(text: &str) -> Parsed<bool> {
         "keep" => Ok(false),
         _ => Err(String::new()),
     }
+}
+
+pub(super) fn kubernetes(text: &str) -> Parsed<bool> {
+    match text {
+        "auto" => Ok(true),
+        "off" => Ok(false),
+        _ => Err(String::new()),
+    }
+}
+
+/// `https://HOST[:PORT]`; `http` too, for tests and proxies on this machine.
+pub(super) fn api_server(text: &str) -> Parsed<String> {
+    let rest = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
+    let Some(rest) = rest else { return Err("it begins with neither https:// nor http://".into()) };
+    let host = rest.strip_suffix('/').unwrap_or(rest);
+    if host.contains(['/', '@', '?', '#']) {
+        return Err("there is more in it than a host and a port".to_owned());
+    }
+    is_target(host)
+        .then(|| text.trim_end_matches('/').to_owned())
+        .ok_or_else(|| format!("`{}` is not HOST:PORT", short(host)))
+}
+
+pub(super) fn host(text: &str) -> Parsed<String> {
+    let named = is_target(text) && (text.parse::<IpAddr>().is_ok() || !text.contains(':'));
+    named.then(|| text.to_owned()).ok_or_else(String::new)
+}
+
+/// RFC 1123 label, as namespaces are named.
+pub(super) fn namespace(text: &str) -> Parsed<String> {
+    let edge = |c: Option<char>| c.is_some_and(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
+    let inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    let good = text.len() <= 63
+        && text.chars().all(inner)
+        && edge(text.chars().next())
+        && edge(text.chars().last());
+    good.then(|| text.to_owned()).ok_or_else(String::new)
 }
 
 fn short(text: &str) -> String {

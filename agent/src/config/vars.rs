@@ -63,11 +63,6 @@ impl Var {
         self
     }
 
-    const fn idle(mut self, why: &'static str) -> Self {
-        self.without_effect = Some(why);
-        self
-    }
-
     const fn secret(mut self) -> Self {
         self.secret = true;
         self
@@ -152,8 +147,7 @@ pub const VARS: &[Var] = &[
         .help("where the read-only routes are served besides HTTP_ADDR"),
     Var::new("NO_MASQ_LOCAL", "1", BOOL)
         .alias(&["WEAVE_NO_MASQ_LOCAL"])
-        .help("keep the client's address towards pods of this node")
-        .idle("the client's address is always kept"),
+        .help("keep the client's address towards pods; 0 is taken, but weft never hides it"),
     Var::new("FORWARD_ACCEPT", "auto", "auto or off")
         .example("off")
         .help("auto: where iptables' FORWARD chain drops by default, keep two rules there that accept pod traffic"),
@@ -186,6 +180,22 @@ pub const VARS: &[Var] = &[
         .alias(&["WEAVE_CNI_PLUGIN_DIR"])
         .empty_counts()
         .help("where the CNI plugin is installed"),
+    Var::new("KUBERNETES", "auto", "auto or off")
+        .example("off")
+        .help("auto: use the API server if KUBECONFIG is set or this is a pod with a service account"),
+    Var::new("KUBECONFIG", "", DIR)
+        .example("/etc/kubernetes/weft.conf")
+        .help("file that says where the API server is and who asks; default: the pod's service account"),
+    Var::new("KUBE_APISERVER", "", "https://HOST:PORT")
+        .example("https://192.0.2.1:6443")
+        .help("another address of the API server: one that needs no kube-proxy"),
+    Var::new("KUBERNETES_SERVICE_HOST", "", "a host name or an IP address")
+        .example("10.96.0.1")
+        .help("address of the API server's service; set by the kubelet"),
+    Var::new("KUBERNETES_SERVICE_PORT", "443", PORT)
+        .help("port of the API server's service; set by the kubelet"),
+    Var::new("POD_NAMESPACE", "kube-system", "a namespace")
+        .help("where ConfigMap and Secret `weft` are kept"),
     Var::new("LOG_FORMAT", "text", "text or json").example("json").help("form of the log"),
     Var::new("LOG_LEVEL", "info", "error, warn, info, debug or trace")
         .alias(&["WEAVE_LOG_LEVEL"])

@@ -8,6 +8,7 @@ use weft_proto::names::{NFT_TABLE, RT_PROTOCOL};
 
 use super::facts::is_ours;
 use super::netlink::codec::{attr, ip, messages, text, u16_at, u32_at};
+use super::netlink::socket::raise_receive_buffer;
 use super::nft::forward;
 
 const MSG_DONTWAIT: i32 = 0x40;
@@ -40,6 +41,10 @@ impl Events {
         let mut socket = Socket::new(protocol)?;
         socket.bind_auto()?;
         socket.set_rx_buf_sz(1_u32 << 20)?;
+        if matches!(source, Source::Nftables(_)) {
+            // Each of thousands of elements is told, also of those set by us.
+            raise_receive_buffer(&socket, 16 << 20);
+        }
         for group in groups {
             socket.add_membership(*group)?;
         }

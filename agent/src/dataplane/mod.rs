@@ -28,7 +28,7 @@ pub mod plan;
 mod reaper;
 mod sysctl;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::net::IpAddr;
 

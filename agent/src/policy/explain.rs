@@ -6,9 +6,11 @@ use std::str::FromStr;
 
 use serde::Serialize;
 
-use crate::policy::objects::{PodRef, PolicyRef};
-use crate::policy::state::Protocol;
-use crate::policy::world::{Missing, World};
+use crate::policy::objects::network::{Namespaces, Peer, Port};
+use crate::policy::objects::{Pod, PodRef, PolicyRef, Tier};
+use crate::policy::state::{Action, Direction, Protocol};
+use crate::policy::world::compile::{self, Selected};
+use crate::policy::world::{Missing, Unknown, World};
 
 /// An end of a connection, as an operator names it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -121,8 +123,77 @@ pub struct Explanation {
     pub port: u16,
 }
 
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Itself => f.write_str("a pod may talk to itself"),
+            Self::NoPod => f.write_str("not a pod of the cluster: no policy applies to it"),
+            Self::NotSelected => f.write_str("no policy decides about it"),
+            Self::Rule { policy, field, name: None } => write!(f, "{policy}, {field}"),
+            Self::Rule { policy, field, name: Some(name) } => {
+                write!(f, "{policy}, {field} ({name})")
+            }
+            Self::NoRule { policies } => {
+                write!(f, "isolated, and no rule allows it: {}", names(policies))
+            }
+            Self::Unknown { missing } => f.write_str(match missing {
+                Missing::Pod => "the pod object is not known yet",
+                Missing::OtherUid => "the pod object is that of an earlier or later pod",
+                Missing::Namespace => "the namespace object is not known yet",
+            }),
+        }
+    }
+}
+
+fn names(policies: &[PolicyRef]) -> String {
+    let names: Vec<String> = policies.iter().map(ToString::to_string).collect();
+    names.join("; ")
+}
+
+impl fmt::Display for Explanation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let end = |side: &Side| match &side.pod {
+            Some(pod) => format!("{pod} ({})", side.address),
+            None => side.address.to_string(),
+        };
+        let word = |allowed: bool| if allowed { "allowed" } else { "refused" };
+        writeln!(
+            f,
+            "{}: {} -> {} {} {}",
+            word(self.allowed),
+            end(&self.egress),
+            end(&self.ingress),
+            self.protocol,
+            self.port
+        )?;
+        for (name, side) in [("egress", &self.egress), ("ingress", &self.ingress)] {
+            writeln!(f, "  {name:<8} {} by {}", word(side.allowed), side.reason)?;
+            for passed in &side.passed {
+                writeln!(f, "           handed on by {passed}")?;
+            }
+            if !side.isolated_by.is_empty() {
+                writeln!(f, "           isolated by {}", names(&side.isolated_by))?;
+            }
+            if !side.here {
+                writeln!(f, "           enforced on the pod's own node, if it has one")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A connection, and what is known of its ends.
+struct Connection<'a> {
+    world: &'a World,
+    from: IpAddr,
+    to: IpAddr,
+    protocol: Protocol,
+    port: u16,
+}
+
 impl World {
-    /// Which policies and rules decide about a connection.
+    /// Which policies and rules decide about a connection, in the words of the API. Each
+    /// end is judged by all that is known here, also where another node enforces it.
     pub fn explain(
         &self,
         from: &End,
@@ -130,16 +201,216 @@ impl World {
         protocol: Protocol,
         port: u16,
     ) -> Result<Explanation, ExplainError> {
-        let _ = (to, protocol, port);
-        Err(ExplainError::NoPod(match from {
-            End::Pod(pod) => pod.clone(),
-            End::Address(address) => PodRef::new("", &address.to_string()),
-        }))
+        let (froms, tos) = (self.addresses(from)?, self.addresses(to)?);
+        let pair = froms.iter().find_map(|from| {
+            let to = tos.iter().find(|to| to.is_ipv4() == from.is_ipv4())?;
+            Some((*from, *to))
+        });
+        let Some((from, to)) = pair else {
+            let list =
+                |all: &[IpAddr]| all.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+            return Err(ExplainError::Families(list(&froms), list(&tos)));
+        };
+        let connection = Connection { world: self, from, to, protocol, port };
+        let egress = connection.side(Direction::Egress);
+        let ingress = connection.side(Direction::Ingress);
+        Ok(Explanation {
+            allowed: egress.allowed && ingress.allowed,
+            egress,
+            ingress,
+            protocol: protocol.name().to_owned(),
+            port,
+        })
+    }
+
+    fn addresses(&self, end: &End) -> Result<Vec<IpAddr>, ExplainError> {
+        let key = match end {
+            End::Address(address) => return Ok(vec![*address]),
+            End::Pod(key) => key,
+        };
+        let pod = self.known.pod(key);
+        let mut all = pod.map_or_else(Vec::new, |pod| self.known.addresses_of(pod));
+        if all.is_empty() {
+            // Leased here, but not known well enough to own its addresses.
+            let leases = self.known.locals.values();
+            let own = leases.filter(|lease| lease.pod.as_ref() == Some(key));
+            all.extend(own.flat_map(|lease| lease.addresses.iter().copied()));
+        }
+        match (all.is_empty(), pod) {
+            (false, _) => Ok(all),
+            (true, Some(_)) => Err(ExplainError::NoAddress(key.clone())),
+            (true, None) => Err(ExplainError::NoPod(key.clone())),
+        }
+    }
+
+    fn owner(&self, address: IpAddr) -> Option<&Pod> {
+        self.known.pod(self.known.holders.get(&address)?.owner.as_ref()?)
     }
 }
 
-impl fmt::Display for Explanation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if self.allowed { "allowed" } else { "refused" })
+impl Connection<'_> {
+    fn side(&self, direction: Direction) -> Side {
+        let address = match direction {
+            Direction::Egress => self.from,
+            Direction::Ingress => self.to,
+        };
+        let known = &self.world.known;
+        let lease = known.lease_at(address).filter(|lease| lease.pod.is_some());
+        let subject = match lease {
+            Some(lease) => Some(known.local(lease)),
+            None => self.world.owner(address).map(|pod| {
+                let space = known.labels_of_space(&pod.key.namespace);
+                space.map(|space| (pod, space)).ok_or(Missing::Namespace)
+            }),
+        };
+        let mut side = Side {
+            allowed: true,
+            reason: Reason::NotSelected,
+            isolated_by: Vec::new(),
+            passed: Vec::new(),
+            pod: self.world.pod_at(address),
+            address,
+            here: lease.is_some(),
+        };
+        match subject {
+            _ if self.from == self.to => side.reason = Reason::Itself,
+            None => side.reason = Reason::NoPod,
+            Some(Ok((pod, _))) if pod.host_network => side.reason = Reason::NoPod,
+            Some(Ok((pod, space))) => {
+                let selected = known.selected(pod, space, direction);
+                self.judge(pod, &selected, direction, &mut side);
+            }
+            Some(Err(missing)) => {
+                side.allowed = self.world.settings.unknown == Unknown::Allow;
+                side.reason = Reason::Unknown { missing };
+            }
+        }
+        side
+    }
+
+    fn judge(&self, pod: &Pod, selected: &Selected<'_>, direction: Direction, side: &mut Side) {
+        side.isolated_by = selected.network.iter().map(|policy| policy.id.clone()).collect();
+        if self.tier(Tier::Admin, pod, selected, direction, side) {
+            return;
+        }
+        for policy in &selected.network {
+            for rule in compile::network_rules(policy, direction).unwrap_or_default() {
+                let own = &policy.id.namespace;
+                if self.matches(rule.peers.as_deref(), rule.ports.as_deref(), pod, own, direction) {
+                    let field = field(direction, rule.index);
+                    side.reason = Reason::Rule { policy: policy.id.clone(), field, name: None };
+                    return;
+                }
+            }
+        }
+        if !selected.network.is_empty() {
+            side.allowed = false;
+            side.reason = Reason::NoRule { policies: side.isolated_by.clone() };
+            return;
+        }
+        self.tier(Tier::Baseline, pod, selected, direction, side);
+    }
+
+    /// True if a rule of the tier decides.
+    fn tier(
+        &self,
+        tier: Tier,
+        pod: &Pod,
+        selected: &Selected<'_>,
+        direction: Direction,
+        side: &mut Side,
+    ) -> bool {
+        for policy in selected.cluster.iter().filter(|policy| policy.tier == tier) {
+            for rule in compile::cluster_rules(policy, direction) {
+                let own = &policy.id.namespace;
+                if !self.matches(rule.peers.as_deref(), rule.ports.as_deref(), pod, own, direction)
+                {
+                    continue;
+                }
+                let reason = Reason::Rule {
+                    policy: policy.id.clone(),
+                    field: field(direction, rule.index),
+                    name: rule.name.as_deref().map(str::to_owned),
+                };
+                if rule.action == Action::Pass {
+                    side.passed.push(reason);
+                    return false;
+                }
+                side.allowed = rule.action == Action::Accept;
+                side.reason = reason;
+                return true;
+            }
+        }
+        false
+    }
+
+    fn matches(
+        &self,
+        peers: Option<&[Peer]>,
+        ports: Option<&[Port]>,
+        pod: &Pod,
+        own: &str,
+        direction: Direction,
+    ) -> bool {
+        let peer = match direction {
+            Direction::Egress => self.to,
+            Direction::Ingress => self.from,
+        };
+        let named_on = match direction {
+            Direction::Egress => self.world.owner(self.to),
+            Direction::Ingress => Some(pod),
+        };
+        let at_ports = |named_on: Option<&Pod>| {
+            ports.is_none_or(|ports| ports.iter().any(|port| self.is_port(port, named_on)))
+        };
+        let Some(peers) = peers else { return at_ports(named_on) };
+        peers.iter().any(|one| {
+            // A node has no named ports.
+            let named_on = named_on.filter(|_| !matches!(one, Peer::Nodes(_)));
+            self.is_peer(one, peer, own) && at_ports(named_on)
+        })
+    }
+
+    fn is_peer(&self, peer: &Peer, address: IpAddr, own: &str) -> bool {
+        let known = &self.world.known;
+        match peer {
+            Peer::Block(net, except) => {
+                net.contains(&address) && !except.iter().any(|net| net.contains(&address))
+            }
+            Peer::Nodes(selector) => known
+                .nodes
+                .values()
+                .any(|node| selector.matches(&node.labels) && node.addresses.contains(&address)),
+            Peer::Pods(namespaces, pods) => self.world.owner(address).is_some_and(|pod| {
+                let space = match namespaces {
+                    Namespaces::Own => *pod.key.namespace == *own,
+                    Namespaces::Matching(selector) => known
+                        .labels_of_space(&pod.key.namespace)
+                        .is_some_and(|labels| selector.matches(labels)),
+                };
+                space && pods.matches(&pod.labels)
+            }),
+        }
+    }
+
+    fn is_port(&self, port: &Port, named_on: Option<&Pod>) -> bool {
+        match port {
+            Port::Range(protocol, low, high) => {
+                *protocol == self.protocol && (*low..=*high).contains(&self.port)
+            }
+            Port::Named(protocol, name) => named_on.is_some_and(|pod| {
+                protocol.is_none_or(|protocol| protocol == self.protocol)
+                    && pod.ports.iter().any(|own| {
+                        own.name == *name && own.protocol == self.protocol && own.port == self.port
+                    })
+            }),
+        }
+    }
+}
+
+fn field(direction: Direction, index: usize) -> String {
+    match direction {
+        Direction::Ingress => format!("spec.ingress[{index}]"),
+        Direction::Egress => format!("spec.egress[{index}]"),
     }
 }

@@ -17,3 +17,6 @@ pub mod selector;
 pub mod state;
 pub mod verdict;
 pub mod world;
+
+#[cfg(test)]
+mod tests;

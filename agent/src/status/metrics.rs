@@ -80,6 +80,7 @@ pub fn render(status: &Status, api: &StatsSnapshot, process: Option<&Process>) -
     if let Some(policy) = &status.policy {
         super::policy::metrics(&mut page, policy);
     }
+    kubernetes(&mut page, status);
     endpoint(&mut page, api);
     aliases(&mut page, status);
     if let Some(process) = process {
@@ -137,6 +138,21 @@ fn escape(value: &str) -> String {
 
 pub(super) fn flag(on: bool) -> f64 {
     if on { 1.0 } else { 0.0 }
+}
+
+fn kubernetes(page: &mut Page, status: &Status) {
+    let Some(found) = &status.kubernetes else { return };
+    page.gauge("weft_kubernetes_up", "1 if the API server answers.", flag(found.reachable));
+    if let Some(ago) = found.last_answer_s {
+        let help = "Time since the API server's last answer.";
+        page.gauge("weft_kubernetes_last_answer_seconds", help, ago as f64);
+    }
+    let name = "weft_kubernetes_requests_total";
+    page.head(name, "counter", "Requests to the API server, by answer (-: none).");
+    for r in &found.requests {
+        let labels = [("verb", r.verb.as_str()), ("resource", &r.resource), ("code", &r.code)];
+        page.sample(name, &labels, r.count as f64);
+    }
 }
 
 fn node(page: &mut Page, status: &Status) {

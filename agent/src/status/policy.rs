@@ -10,6 +10,7 @@ use weft_proto::api::{
 use super::metrics::{Page, flag};
 use super::screen::columns;
 use super::text::{clean, count, span};
+use crate::api::backend::NO_POLICY;
 use crate::policy::engine::{Count, PodReport, PolicyReport};
 use crate::policy::feed::FeedStatus;
 use crate::policy::world::Isolation;
@@ -129,8 +130,7 @@ fn state(policy: &PolicyStatus) -> &'static str {
 /// `agent status policy`.
 pub fn render(policy: Option<&PolicyStatus>) -> String {
     let Some(policy) = policy else {
-        return "network policy is not enforced: EXPECT_NPC=0, or this is not Kubernetes"
-            .to_owned();
+        return NO_POLICY.to_owned();
     };
     let t = &policy.table;
     let mut text = format!("policy     {}\n", line(policy));

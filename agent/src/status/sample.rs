@@ -90,6 +90,20 @@ pub(crate) fn status() -> Status {
             ..OverlayStatus::default()
         },
         policy: Some(policy()),
+        kubernetes: Some(KubernetesStatus {
+            server: "https://10.96.0.1".into(),
+            reachable: true,
+            since_s: 60,
+            last_answer_s: Some(3),
+            founder: Some("n1".into()),
+            last_error: None,
+            requests: vec![KubernetesRequests {
+                verb: "get".into(),
+                resource: "nodes".into(),
+                code: "ok".into(),
+                count: 7,
+            }],
+        }),
     }
 }
 

@@ -2,7 +2,9 @@
 
 use std::fmt::Write;
 
-use weft_proto::api::{ConsensusStatus, DataplaneStatus, Health, IpamStatus, MemberStatus, Status};
+use weft_proto::api::{
+    ConsensusStatus, DataplaneStatus, Health, IpamStatus, KubernetesStatus, MemberStatus, Status,
+};
 
 use super::text::{clean, count, list, millis, span};
 
@@ -81,6 +83,9 @@ pub fn render(status: &Status, colour: bool) -> String {
     if let Some(policy) = &status.policy {
         let _ = writeln!(text, "{} {}", paint.bold("policy    "), super::policy::line(policy));
     }
+    if let Some(found) = &status.kubernetes {
+        let _ = writeln!(text, "{} {}", paint.bold("kubernetes"), kubernetes(found));
+    }
     let keyed = if status.mesh.keyed { "" } else { ", no cluster key: anybody can join" };
     let alive = status.mesh.members.iter().filter(|m| m.state == "alive").count();
     let _ = writeln!(
@@ -156,6 +161,22 @@ fn dataplane(d: &DataplaneStatus) -> String {
     }
     for error in &d.errors {
         let _ = write!(text, "\n           refused: {}", clean(error));
+    }
+    text
+}
+
+fn kubernetes(k: &KubernetesStatus) -> String {
+    let mut text = format!(
+        "{}, {} for {}",
+        clean(&k.server),
+        if k.reachable { "answers" } else { "AWAY" },
+        span(k.since_s)
+    );
+    if let Some(founder) = &k.founder {
+        let _ = write!(text, ", cluster founded by {}", clean(founder));
+    }
+    if let Some(error) = &k.last_error {
+        let _ = write!(text, "\n           last error: {}", clean(error));
     }
     text
 }

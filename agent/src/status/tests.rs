@@ -73,6 +73,7 @@ addresses  ready, range 10.32.0.0/24
 data plane in sync, 2 routes, 1 pod, MTU 1450 (eth0 1500 minus 50), 1 repair
            last repair: route 10.32.0.64/26 put back
 policy     enforced, 2 of 3 pods restricted, 13 packets refused, 1 rule not as written
+kubernetes https://10.96.0.1, answers for 1m0s, cluster founded by n1
 peers      1 of 2 alive
   NAME  STATE  ADDRESS    RTT    OVERLAY  BLOCKS  LEASES  VERSION
   n3    dead   192.0.2.3  -      -        1       5       0.1.0

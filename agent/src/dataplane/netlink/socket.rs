@@ -1,8 +1,9 @@
 //! A blocking netlink socket: batches with acknowledgements, and dumps.
 
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use netlink_sys::{Socket, SocketAddr};
+use nix::sys::socket::{setsockopt, sockopt};
 
 use super::codec::{self, F_ACK, F_DUMP, Writer, messages, u32_at};
 
@@ -171,20 +172,25 @@ impl Requests {
     }
 }
 
+struct Fd<'a>(&'a Socket);
+
+impl AsFd for Fd<'_> {
+    #[allow(unsafe_code, reason = "netlink-sys has no AsFd")]
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: the socket owns the descriptor and outlives the borrow.
+        unsafe { BorrowedFd::borrow_raw(self.0.as_raw_fd()) }
+    }
+}
+
 /// Big rule sets travel as one datagram.
 fn raise_send_buffer(socket: &Socket) {
-    use std::os::fd::{AsFd, BorrowedFd};
-
-    use nix::sys::socket::{setsockopt, sockopt};
-    struct Fd<'a>(&'a Socket);
-    impl AsFd for Fd<'_> {
-        #[allow(unsafe_code, reason = "netlink-sys has no AsFd")]
-        fn as_fd(&self) -> BorrowedFd<'_> {
-            // SAFETY: the socket owns the descriptor and outlives the borrow.
-            unsafe { BorrowedFd::borrow_raw(self.0.as_raw_fd()) }
-        }
-    }
     let _ = setsockopt(&Fd(socket), sockopt::SndBufForce, &(16 << 20));
+}
+
+/// Room for the notifications of a big change, whatever the system's limit for
+/// others is.
+pub(crate) fn raise_receive_buffer(socket: &Socket, bytes: usize) {
+    let _ = setsockopt(&Fd(socket), sockopt::RcvBufForce, &bytes);
 }
 
 fn refusal(message: &codec::Message<'_>) -> Option<Refused> {

@@ -6,5 +6,5 @@ mod fabric;
 mod families;
 mod forward;
 mod node;
-mod ns;
+pub(crate) mod ns;
 mod pure;

@@ -13,12 +13,12 @@ use crate::dataplane::{Dataplane, DataplaneConfig, DataplaneHandle};
 static COUNT: AtomicU32 = AtomicU32::new(0);
 
 /// A namespace; deleted when dropped.
-pub(super) struct Ns {
-    pub(super) name: String,
+pub(crate) struct Ns {
+    pub(crate) name: String,
 }
 
 impl Ns {
-    pub(super) fn new(what: &str) -> Self {
+    pub(crate) fn new(what: &str) -> Self {
         let name =
             format!("wdp{}-{}-{what}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         sh(&format!("ip netns add {name}"));
@@ -28,7 +28,7 @@ impl Ns {
     }
 
     /// Runs `f` on a thread in this namespace.
-    pub(super) fn run<R: Send>(&self, f: impl FnOnce() -> R + Send) -> R {
+    pub(crate) fn run<R: Send>(&self, f: impl FnOnce() -> R + Send) -> R {
         let file = std::fs::File::open(format!("/run/netns/{}", self.name)).unwrap();
         std::thread::scope(|scope| {
             scope
@@ -42,13 +42,13 @@ impl Ns {
     }
 
     /// Shell in this namespace; must succeed.
-    pub(super) fn sh(&self, script: &str) -> String {
+    pub(crate) fn sh(&self, script: &str) -> String {
         let (ok, text) = self.try_sh(script);
         assert!(ok, "{script}: {text}");
         text
     }
 
-    pub(super) fn try_sh(&self, script: &str) -> (bool, String) {
+    pub(crate) fn try_sh(&self, script: &str) -> (bool, String) {
         let out = Command::new("ip")
             .args(["netns", "exec", &self.name, "sh", "-c", script])
             .output()
@@ -61,7 +61,7 @@ impl Ns {
         (out.status.success(), text)
     }
 
-    pub(super) fn start(&self, config: DataplaneConfig) -> DataplaneHandle {
+    pub(crate) fn start(&self, config: DataplaneConfig) -> DataplaneHandle {
         self.run(|| Dataplane::start(config).unwrap())
     }
 }
@@ -72,7 +72,7 @@ impl Drop for Ns {
     }
 }
 
-pub(super) fn sh(script: &str) -> String {
+pub(crate) fn sh(script: &str) -> String {
     let out = Command::new("sh").args(["-c", script]).output().unwrap();
     let text = String::from_utf8_lossy(&out.stdout).into_owned();
     assert!(out.status.success(), "{script}: {text}{}", String::from_utf8_lossy(&out.stderr));
@@ -80,7 +80,7 @@ pub(super) fn sh(script: &str) -> String {
 }
 
 /// Waits for a condition; fails with `what` if it does not come.
-pub(super) fn eventually(what: &str, mut check: impl FnMut() -> bool) {
+pub(crate) fn eventually(what: &str, mut check: impl FnMut() -> bool) {
     let end = Instant::now() + Duration::from_secs(20);
     while !check() {
         assert!(Instant::now() < end, "did not happen: {what}");
@@ -89,17 +89,17 @@ pub(super) fn eventually(what: &str, mut check: impl FnMut() -> bool) {
 }
 
 /// Waits without a runtime of the test's own.
-pub(super) fn block<F: Future>(future: F) -> F::Output {
+pub(crate) fn block<F: Future>(future: F) -> F::Output {
     tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future)
 }
 
-pub(super) fn settle(handle: &DataplaneHandle, intent: &Intent) {
+pub(crate) fn settle(handle: &DataplaneHandle, intent: &Intent) {
     handle.set_intent(intent.clone());
     block(handle.settled()).unwrap();
 }
 
 /// A pod as the IPAM side describes it.
-pub(super) fn pod(id: &str, address: &str) -> (AttachmentKey, PodIntent) {
+pub(crate) fn pod(id: &str, address: &str) -> (AttachmentKey, PodIntent) {
     let address = address.parse().unwrap();
     let pod = PodIntent {
         host_ifname: host_ifname(id, "eth0"),
@@ -111,7 +111,7 @@ pub(super) fn pod(id: &str, address: &str) -> (AttachmentKey, PodIntent) {
 }
 
 /// Wires a pod the way the shim does.
-pub(super) fn wire(node: &Ns, pod_ns: &Ns, key: &AttachmentKey, pod: &PodIntent) {
+pub(crate) fn wire(node: &Ns, pod_ns: &Ns, key: &AttachmentKey, pod: &PodIntent) {
     let alias = Alias { key: key.clone(), addresses: pod.addresses.clone(), pod: None, uid: None };
     let alias = alias.to_text().unwrap();
     let host = &pod.host_ifname;

@@ -96,28 +96,30 @@ impl Books {
             return;
         }
         self.logged += 1;
-        let end = |ip: IpAddr, port: Option<u16>| {
-            let at = match (port, ip) {
-                (Some(port), ip) => std::net::SocketAddr::new(ip, port).to_string(),
-                (None, ip) => ip.to_string(),
-            };
-            world.pod_at(ip).map_or_else(|| at.clone(), |pod| format!("{pod} ({at})"))
-        };
-        let from = end(drop.from, drop.ports.map(|(from, _)| from));
-        let to = end(drop.to, drop.ports.map(|(_, to)| to));
-        let protocol = protocol_name(drop.protocol);
-        let (direction, reason) = match drop.cause {
-            Cause::Policy(direction) => (
-                if direction == Direction::Ingress { "ingress" } else { "egress" },
-                why(world, &drop, direction),
-            ),
-            Cause::Stray => ("stray", "TCP of a connection that is not known".to_owned()),
-        };
-        tracing::info!(
-            target: "weft_agent::policy",
-            "{protocol} from {from} to {to} refused by policy ({direction}): {reason}"
-        );
+        tracing::info!(target: "weft_agent::policy", "{}", line(world, &drop));
     }
+}
+
+/// A refused packet in words, with names where they are known.
+fn line(world: &World, drop: &Drop) -> String {
+    let end = |ip: IpAddr, port: Option<u16>| {
+        let at = match (port, ip) {
+            (Some(port), ip) => std::net::SocketAddr::new(ip, port).to_string(),
+            (None, ip) => ip.to_string(),
+        };
+        world.pod_at(ip).map_or_else(|| at.clone(), |pod| format!("{pod} ({at})"))
+    };
+    let from = end(drop.from, drop.ports.map(|(from, _)| from));
+    let to = end(drop.to, drop.ports.map(|(_, to)| to));
+    let protocol = protocol_name(drop.protocol);
+    let (direction, reason) = match drop.cause {
+        Cause::Policy(direction) => (
+            if direction == Direction::Ingress { "ingress" } else { "egress" },
+            why(world, drop, direction),
+        ),
+        Cause::Stray => ("stray", "TCP of a connection that is not known".to_owned()),
+    };
+    format!("{protocol} from {from} to {to} refused by policy ({direction}): {reason}")
 }
 
 impl<K: Ord + Copy> Ledger<K> {
@@ -176,7 +178,55 @@ fn reason(explanation: &Explanation, direction: Direction) -> String {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+    use crate::policy::world::{Change, Settings, Unknown};
+
+    #[test]
+    fn a_line_names_pods_and_policy() {
+        let settings = Settings { unknown: Unknown::Deny, ipv4: true, ipv6: false };
+        let mut world = World::new(settings);
+        let pod = |name: &str, address: &str| {
+            let object = json!({
+                "metadata": {"namespace": "default", "name": name, "uid": name},
+                "status": {"podIP": address},
+            });
+            Change::Pod(serde_json::from_value(object).unwrap())
+        };
+        let policy = json!({
+            "metadata": {"namespace": "default", "name": "closed"},
+            "spec": {"podSelector": {}},
+        });
+        world.apply_all(vec![
+            Change::Namespace(
+                serde_json::from_value(json!({"metadata": {"name": "default"}})).unwrap(),
+            ),
+            pod("a", "10.32.0.2"),
+            pod("b", "10.32.0.3"),
+            Change::Policy(serde_json::from_value(policy).unwrap()),
+        ]);
+        let drop = Drop {
+            cause: Cause::Policy(Direction::Ingress),
+            from: "10.32.0.2".parse().unwrap(),
+            to: "10.32.0.3".parse().unwrap(),
+            protocol: 6,
+            ports: Some((4000, 80)),
+        };
+        assert_eq!(
+            line(&world, &drop),
+            "tcp from default/a (10.32.0.2:4000) to default/b (10.32.0.3:80) refused by policy \
+             (ingress): no rule of NetworkPolicy default/closed allows it"
+        );
+        let ping = Drop { protocol: 1, ports: None, from: "192.0.2.1".parse().unwrap(), ..drop };
+        assert_eq!(
+            line(&world, &ping),
+            "icmp from 192.0.2.1 to default/b (10.32.0.3) refused by policy (ingress): no rule \
+             allows this protocol"
+        );
+        let stray = line(&world, &Drop { cause: Cause::Stray, ..drop });
+        assert!(stray.ends_with("(stray): TCP of a connection that is not known"), "{stray}");
+    }
 
     #[test]
     fn sums_survive_counters_that_begin_anew() {

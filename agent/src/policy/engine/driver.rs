@@ -15,11 +15,10 @@ use std::time::{Duration, Instant};
 
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use weft_proto::api::{Condition, Health};
 
 use super::books::Books;
 use super::handle::{Applied, Command, Shared};
-use super::report::{PodReport, PolicyReport, TableReport};
+use super::report::TableReport;
 use super::{PolicyConfig, PolicyError};
 use crate::dataplane::events::{Events, Source};
 use crate::dataplane::handle::lock;
@@ -46,13 +45,9 @@ const GLANCE: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_secs(300);
 /// What failed is tried again after this.
 const RETRY: Duration = Duration::from_secs(2);
-/// Counters are read, and the report is made, this often at most.
-const REPORT: Duration = Duration::from_secs(2);
-/// After a change the report follows soon.
-const REPORT_SOON: Duration = Duration::from_millis(50);
 
 /// How far the kernel is.
-enum Stage {
+pub(super) enum Stage {
     /// No lease is known yet: nothing is touched.
     Waiting,
     /// The API server has not told everything: pods come and go.
@@ -62,34 +57,34 @@ enum Stage {
 }
 
 pub(super) struct Driver {
-    config: PolicyConfig,
-    families: Families,
-    shared: Arc<Shared>,
+    pub(super) config: PolicyConfig,
+    pub(super) families: Families,
+    pub(super) shared: Arc<Shared>,
     woken: UnixStream,
-    nft: Requests,
+    pub(super) nft: Requests,
     events: Events,
     log: Option<Reader>,
-    log_trouble: Option<String>,
+    pub(super) log_trouble: Option<String>,
     established: Option<Sender<Job>>,
-    outcome: Arc<std::sync::Mutex<super::report::Established>>,
-    world: World,
-    stage: Stage,
+    pub(super) outcome: Arc<std::sync::Mutex<super::report::Established>>,
+    pub(super) world: World,
+    pub(super) stage: Stage,
     /// The last picture of the table, while holding.
     observed: Observed,
     local: BTreeMap<Text, LocalPod>,
     /// Leases that came in this life, while holding.
     new: BTreeSet<Text>,
-    synced: bool,
+    pub(super) synced: bool,
     generation: u64,
-    table: TableReport,
-    books: Books,
-    error: Option<PolicyError>,
+    pub(super) table: TableReport,
+    pub(super) books: Books,
+    pub(super) error: Option<PolicyError>,
     look_at: Instant,
     glance_at: Instant,
     looked_at: Instant,
     /// Generation of the kernel's rules when they were last known to be right.
     seen: Option<u32>,
-    report_at: Option<Instant>,
+    pub(super) report_at: Option<Instant>,
     /// What is found to differ from now on is somebody else's doing.
     settled: bool,
     fights: u32,
@@ -112,10 +107,6 @@ impl Driver {
         let events = Events::open(Source::Nftables(TABLE)).map_err(open("listen to nftables"))?;
         let mut nft = Requests::open(NETLINK_NETFILTER).map_err(open("open a netfilter socket"))?;
         let observed = kernel::read(&mut nft).map_err(|e| refused("read the table", &e))?;
-        let (log, log_trouble) = match Reader::open() {
-            Ok(reader) => (Some(reader), None),
-            Err(error) => (None, Some(error.to_string())),
-        };
         let outcome = Arc::new(std::sync::Mutex::default());
         let now = Instant::now();
         let mut driver = Self {
@@ -128,8 +119,8 @@ impl Driver {
             woken,
             nft,
             events,
-            log,
-            log_trouble,
+            log: None,
+            log_trouble: None,
             stage: Stage::Waiting,
             observed,
             local: BTreeMap::new(),
@@ -149,8 +140,16 @@ impl Driver {
             stop: false,
         };
         driver.table.in_sync = true;
+        driver.open_log();
         driver.established = Some(driver.watch_established().map_err(open("start a thread"))?);
         Ok(driver)
+    }
+
+    fn open_log(&mut self) {
+        match Reader::open() {
+            Ok(reader) => (self.log, self.log_trouble) = (Some(reader), None),
+            Err(error) => self.log_trouble = Some(error.to_string()),
+        }
     }
 
     /// The thread that ends connections asks this one which.
@@ -204,6 +203,9 @@ impl Driver {
         }
         if now >= self.glance_at {
             self.glance_at = now + GLANCE;
+            if self.log.is_none() {
+                self.open_log();
+            }
             let unchanged =
                 self.seen.is_some() && kernel::generation(&mut self.nft).ok() == self.seen;
             if !unchanged && now.duration_since(self.looked_at) >= LOOK {
@@ -245,10 +247,11 @@ impl Driver {
     fn inbox(&mut self) {
         let mut sink = [0; 64];
         while matches!((&self.woken).read(&mut sink), Ok(n) if n == sink.len()) {}
-        let (changes, local, synced, generation, commands) = {
+        let (changes, earlier, local, synced, generation, commands) = {
             let mut inbox = lock(&self.shared.inbox);
             (
                 std::mem::take(&mut inbox.changes),
+                inbox.earlier.take(),
                 inbox.local.take(),
                 inbox.synced.take(),
                 inbox.generation,
@@ -257,7 +260,8 @@ impl Driver {
         };
         if generation != self.generation {
             self.generation = generation;
-            if let Err(error) = self.take(changes, local, synced) {
+            let gone = earlier.map(|pods| self.take_local(&pods)).unwrap_or_default();
+            if let Err(error) = self.take(changes, local, synced, gone) {
                 self.failed(error);
             }
             self.tell_applied();
@@ -305,11 +309,11 @@ impl Driver {
         mut changes: Vec<Change>,
         local: Option<Vec<LocalPod>>,
         synced: Option<bool>,
+        mut gone: BTreeSet<IpAddr>,
     ) -> Result<(), PolicyError> {
         self.report_soon();
-        let mut gone = BTreeSet::new();
         if let Some(pods) = local {
-            gone = self.take_local(&pods);
+            gone.extend(self.take_local(&pods));
             changes.insert(0, Change::AllLocal(pods));
         }
         self.synced = synced.unwrap_or(self.synced);
@@ -406,6 +410,7 @@ impl Driver {
         let edit = held.edit(&self.observed);
         self.write(&edit)?;
         self.observed.apply(&edit);
+        self.settled = true;
         Ok(())
     }
 
@@ -494,78 +499,6 @@ impl Driver {
         for drop in drops {
             self.books.tell(&self.world, drop, now);
         }
-    }
-
-    fn report_soon(&mut self) {
-        let soon = Instant::now() + REPORT_SOON;
-        self.report_at = Some(self.report_at.map_or(soon, |at| at.min(soon)));
-    }
-
-    fn report(&mut self) {
-        self.report_at = Some(Instant::now() + REPORT);
-        if let Err(error) = self.books.read(&mut self.nft, self.families) {
-            tracing::debug!(%error, "counters not read");
-        }
-        let state = self.world.state();
-        if let Stage::Following(tracker) = &self.stage {
-            (self.table.sets, self.table.chains) = tracker.counts();
-            self.table.subjects = tracker.subjects().len();
-            self.table.elements = state.sets.values().map(|(_, members)| members.len()).sum();
-        }
-        let following = matches!(self.stage, Stage::Following(_));
-        let pods = self.world.locals().into_iter().map(|status| {
-            let subject = |ingress: bool| {
-                let restricted = |ip: &IpAddr| match &self.stage {
-                    Stage::Holding(held) => held.contains(*ip),
-                    _ => state.subjects.get(ip).is_some_and(|s| {
-                        if ingress { s.ingress.is_some() } else { s.egress.is_some() }
-                    }),
-                };
-                status.addresses.iter().any(restricted)
-            };
-            PodReport {
-                restricted_ingress: subject(true),
-                restricted_egress: subject(false),
-                refused_ingress: self.books.of(&status.addresses, true),
-                refused_egress: self.books.of(&status.addresses, false),
-                status,
-            }
-        });
-        let report = PolicyReport {
-            synced: self.synced,
-            enforced: following,
-            pods: pods.collect(),
-            table: self.table.clone(),
-            refused: self.books.refused(),
-            established: *lock(&self.outcome),
-            problems: self.world.problems(),
-        };
-        let conditions = self.conditions();
-        let mut told = lock(&self.shared.told);
-        told.report = report;
-        told.conditions = conditions;
-    }
-
-    fn conditions(&self) -> Vec<Condition> {
-        let mut out = Vec::new();
-        if let Some(error) = &self.error {
-            out.push(Condition {
-                health: Health::Broken,
-                reason: "PolicyRefused".to_owned(),
-                message: format!("the kernel does not hold the policy: {error}"),
-                hint: "what was enforced before stays; weft tries again by itself; new pods wait"
-                    .to_owned(),
-            });
-        }
-        if let Some(why) = &self.log_trouble {
-            out.push(Condition {
-                health: Health::Ok,
-                reason: "PolicyLog".to_owned(),
-                message: format!("refused packets are not logged: netlink log group {}: {why}", crate::policy::nft::LOG_GROUP),
-                hint: "policy is enforced and counted; for the log: modprobe nfnetlink_log, and let no other program use that group".to_owned(),
-            });
-        }
-        out
     }
 }
 

@@ -52,6 +52,9 @@ pub(super) struct Question {
 pub(super) struct Inbox {
     pub(super) changes: Vec<Change>,
     pub(super) local: Option<Vec<LocalPod>>,
+    /// The first that `local` ever was: leases of an earlier life of the agent.
+    pub(super) earlier: Option<Vec<LocalPod>>,
+    pub(super) had_local: bool,
     pub(super) synced: Option<bool>,
     /// Counts what was put in.
     pub(super) generation: u64,
@@ -178,8 +181,14 @@ impl EngineHandle {
     }
 
     /// The leases of this node with an interface, all of them; level-triggered.
+    /// What the first call names was there before the agent started.
     pub fn local(&self, pods: Vec<LocalPod>) {
-        self.shared().put(|inbox| inbox.local = Some(pods));
+        self.shared().put(|inbox| {
+            if !std::mem::replace(&mut inbox.had_local, true) {
+                inbox.earlier = Some(pods.clone());
+            }
+            inbox.local = Some(pods);
+        });
     }
 
     /// Who asks the API server for pods that are not known when their ADD comes.

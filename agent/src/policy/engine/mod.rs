@@ -9,6 +9,7 @@ mod books;
 mod driver;
 mod handle;
 mod report;
+mod tell;
 
 pub use handle::{EngineHandle, PodLookup};
 pub use report::{

@@ -328,7 +328,7 @@ impl<B> Core<B> {
         let wanted: Vec<_> = [Source::Policies, Source::ClusterPolicies]
             .into_iter()
             .filter(|source| self.stands.get(source).is_some_and(|stand| !stand.known.is_empty()))
-            .flat_map(|source| source.needs())
+            .flat_map(Source::needs)
             .copied()
             .collect();
         self.follow(&wanted)

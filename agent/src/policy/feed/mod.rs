@@ -84,7 +84,7 @@ pub struct Feed {
 impl Feed {
     /// Nothing is asked before [`Self::run`], except for pods that the engine
     /// wants to know.
-    pub fn new(client: Client, engine: EngineHandle) -> Self {
+    pub fn new(client: Client, engine: &EngineHandle) -> Self {
         let core = Mutex::new(Core::new().0);
         let shared = Arc::new(Shared { core, engine: engine.clone() });
         let lookup: Arc<dyn PodLookup> = Arc::new(lookup::Lookup::new(client, Arc::clone(&shared)));

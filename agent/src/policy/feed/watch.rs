@@ -136,7 +136,7 @@ where
     } else if any {
         params = params.match_any();
     }
-    let request = Request::new(collection.path).list(&params).map_err(build)?;
+    let request = Request::new(collection.path).list(&params).map_err(|e| build(&e))?;
     let answer = timeout(ANSWER, client.request::<ObjectList<T>>(request)).await;
     let list = answer.map_err(|_| silent("a list"))?.map_err(|e| failure(&e))?;
     if first {
@@ -164,7 +164,7 @@ where
     let seconds = WATCH_S / 2 + rand::random_range(0..WATCH_S / 2);
     let mut params = WatchParams::default().timeout(seconds);
     params.field_selector.clone_from(&collection.fields);
-    let request = Request::new(collection.path).watch(&params, from).map_err(build)?;
+    let request = Request::new(collection.path).watch(&params, from).map_err(|e| build(&e))?;
     let (start, mut spoke, mut bookmarks) = (Instant::now(), false, false);
     let answer = timeout(ANSWER, client.request_events::<T>(request)).await;
     let stream = answer.map_err(|_| silent("a watch"))?.map_err(|e| failure(&e))?;
@@ -202,7 +202,7 @@ where
     }
 }
 
-fn build(error: kube::core::request::Error) -> Failure {
+fn build(error: &kube::core::request::Error) -> Failure {
     Failure::Away(format!("the request cannot be written: {error}"))
 }
 

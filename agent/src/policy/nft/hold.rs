@@ -51,6 +51,12 @@ impl Held {
         self.0.contains_key(&(ip, true)) || self.0.contains_key(&(ip, false))
     }
 
+    /// All of them.
+    #[cfg(test)]
+    pub(crate) fn addresses(&self) -> BTreeSet<IpAddr> {
+        self.0.keys().map(|(ip, _)| *ip).collect()
+    }
+
     /// The way from what is there to this. A chain that is lost is replaced by
     /// a refusal: what it allowed is not known.
     pub(crate) fn edit(&self, observed: &Observed) -> Edit {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Deserializer, de};
+use serde_json::Value;
 
 /// `null` is the same as absent.
 pub(super) fn null_default<'de, D, T>(from: D) -> Result<T, D::Error>
@@ -27,6 +28,14 @@ pub(super) struct Meta {
 }
 
 impl Meta {
+    /// Of a whole object.
+    pub(super) fn of(object: &Value) -> Result<Self, serde_json::Error> {
+        match object.get("metadata") {
+            Some(meta) if !meta.is_null() => Self::deserialize(meta),
+            _ => Ok(Self::default()),
+        }
+    }
+
     /// Name, without which an object cannot be told from others.
     pub(super) fn name<E: de::Error>(&self, kind: &str) -> Result<&str, E> {
         match self.name.as_deref() {

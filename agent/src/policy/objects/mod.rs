@@ -9,9 +9,11 @@ pub mod cluster;
 mod cluster_parse;
 mod json;
 pub mod network;
+mod network_parse;
 mod node;
 mod pod;
 mod problem;
+mod reader;
 mod text;
 
 #[cfg(test)]

@@ -32,7 +32,7 @@ pub enum Phase {
 }
 
 /// A named container port.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct NamedPort {
     /// `name`.
     pub name: Text,

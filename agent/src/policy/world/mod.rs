@@ -4,14 +4,29 @@
 //! the [`Delta`] to the next [`PolicyState`]. The state depends on what is known,
 //! never on the order in which it became known.
 
+pub(super) mod compile;
+mod families;
+mod groups;
+pub(super) mod known;
+mod members;
+mod merge;
+mod naming;
+mod spans;
+#[cfg(test)]
+mod tests;
+mod update;
+
 use std::net::IpAddr;
 
 use serde::Serialize;
 
 use crate::policy::objects::{
-    ClusterPolicy, LocalPod, Namespace, NetworkPolicy, Node, Pod, PodRef, PolicyRef, Problem, Text,
+    ClusterPolicy, Labels, LocalPod, Namespace, NetworkPolicy, Node, Pod, PodRef, PolicyRef,
+    Problem, Text, Tier,
 };
-use crate::policy::state::{Delta, PolicyState};
+use crate::policy::state::{Delta, Direction, PolicyState};
+use known::{Known, Touched};
+use update::Compiled;
 
 /// What a local pod may do whose labels are not known yet.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -118,14 +133,15 @@ pub struct LocalStatus {
 /// All that is known, and the state compiled from it.
 #[derive(Debug)]
 pub struct World {
-    state: PolicyState,
-    settings: Settings,
+    pub(super) settings: Settings,
+    pub(super) known: Known,
+    compiled: Compiled,
 }
 
 impl World {
     /// Knows nothing.
     pub fn new(settings: Settings) -> Self {
-        Self { state: PolicyState::default(), settings }
+        Self { settings, known: Known::default(), compiled: Compiled::default() }
     }
 
     /// Takes one change in.
@@ -135,35 +151,86 @@ impl World {
 
     /// Takes changes in, in order; the delta is from before the first to after the last.
     pub fn apply_all(&mut self, changes: Vec<Change>) -> Delta {
-        let _ = (changes, self.settings);
-        Delta::default()
+        let mut touched = Touched::default();
+        for change in changes {
+            self.known.take(change, &mut touched);
+        }
+        self.compiled.update(&mut self.known, self.settings.unknown, &touched)
     }
 
     /// What the kernel should hold.
     pub fn state(&self) -> &PolicyState {
-        &self.state
+        &self.compiled.state
     }
 
     /// True if labels of this local pod and of its namespace are known, so that its
     /// chains are those of its policies. False also if no lease has this id.
     pub fn is_known(&self, id: &str) -> bool {
-        let _ = id;
-        false
+        let Some(lease) = self.known.locals.get(id) else { return false };
+        self.known.local(lease).is_ok()
     }
 
     /// The pod that holds an address, as far as known: for log lines.
     pub fn pod_at(&self, address: IpAddr) -> Option<PodRef> {
-        let _ = address;
-        None
+        let holder = self.known.holders.get(&address)?;
+        let leased = || self.known.lease_at(address).and_then(|lease| lease.pod.clone());
+        holder.owner.clone().or_else(leased)
     }
 
     /// Every pod interface of this node, by lease id. Those without a pod are left out.
     pub fn locals(&self) -> Vec<LocalStatus> {
-        Vec::new()
+        let status = |lease: &LocalPod| {
+            let pod = lease.pod.clone()?;
+            let found = self.known.local(lease);
+            let isolation = |direction| match &found {
+                Ok((pod, space)) => isolation(&self.known, pod, space, direction),
+                Err(_) => Isolation {
+                    isolated: self.settings.unknown == Unknown::Deny,
+                    policies: Vec::new(),
+                },
+            };
+            Some(LocalStatus {
+                id: lease.id.clone(),
+                namespace: pod.namespace,
+                name: pod.name,
+                addresses: lease.addresses.to_vec(),
+                missing: found.as_ref().err().copied(),
+                ingress: isolation(Direction::Ingress),
+                egress: isolation(Direction::Egress),
+            })
+        };
+        self.known.locals.values().filter_map(status).collect()
     }
 
     /// Parts of policies that are not enforced as written, by policy.
     pub fn problems(&self) -> Vec<Problem> {
-        Vec::new()
+        let mut problems = Vec::new();
+        for policy in self.known.spaces.values().flat_map(|space| space.policies.values()) {
+            problems.extend(policy.problems.iter().cloned());
+            families::of_network(policy, self.settings, &mut problems);
+        }
+        for policy in &self.known.cluster {
+            problems.extend(policy.problems.iter().cloned());
+            families::of_cluster(policy, self.settings, &mut problems);
+        }
+        problems.sort_unstable();
+        problems
     }
+}
+
+fn isolation(known: &Known, pod: &Pod, space: &Labels, direction: Direction) -> Isolation {
+    let selected = known.selected(pod, space, direction);
+    let isolated = !selected.network.is_empty();
+    let speaks = |tier: Tier| {
+        selected.cluster.iter().filter(move |policy| {
+            policy.tier == tier && !compile::cluster_rules(policy, direction).is_empty()
+        })
+    };
+    let mut policies: Vec<PolicyRef> =
+        speaks(Tier::Admin).map(|policy| policy.id.clone()).collect();
+    policies.extend(selected.network.iter().map(|policy| policy.id.clone()));
+    if !isolated {
+        policies.extend(speaks(Tier::Baseline).map(|policy| policy.id.clone()));
+    }
+    Isolation { isolated, policies }
 }

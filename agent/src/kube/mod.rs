@@ -1,0 +1,150 @@
+//! Kubernetes: where nodes, founder and key are found, and who is told what.
+//!
+//! ```text
+//! own Node ──► underlay address          ConfigMap weft ──► founder, contacts
+//! Secret weft ──► cluster key            Nodes (voters only) ──► evictions
+//!                      own Node ◄── condition, annotations, Events
+//! ```
+//! Decisions are pure: [`founding`], [`contacts`], [`departed`], [`tidings`],
+//! [`mounts`]. Requests are bounded in time and counted by [`Kube::ask`].
+//! Nothing here is needed to carry packets or to serve an ADD.
+
+mod ask;
+pub mod cache;
+mod connect;
+pub mod contacts;
+pub mod departed;
+pub mod events;
+pub mod founding;
+pub mod key;
+pub mod mounts;
+pub mod node;
+pub mod nodes;
+pub mod pace;
+pub mod record;
+pub mod tidings;
+
+pub use ask::{Ask, KubeError};
+pub use connect::ConnectError;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use weft_proto::api::{KubernetesRequests, KubernetesStatus};
+
+use crate::config::Config;
+
+/// Name of the ConfigMap and of the Secret.
+pub const NAME: &str = "weft";
+
+/// The API server, as this agent sees it. Clones are the same.
+#[derive(Clone)]
+pub struct Kube {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    client: kube::Client,
+    server: String,
+    namespace: String,
+    node: String,
+    book: Mutex<Book>,
+}
+
+/// How requests went.
+#[derive(Debug)]
+struct Book {
+    reachable: bool,
+    since: Instant,
+    answered: Option<Instant>,
+    error: Option<String>,
+    requests: BTreeMap<(&'static str, &'static str, String), u64>,
+    /// By what was asked: the server's words.
+    denied: BTreeMap<Ask, String>,
+}
+
+impl Kube {
+    /// Finds the API server; `None` where there is none. Nothing is sent yet.
+    pub async fn find(config: &Config) -> Result<Option<Self>, ConnectError> {
+        let Some((client, server)) = connect::client(&config.kubernetes).await? else {
+            return Ok(None);
+        };
+        let book = Book {
+            reachable: false,
+            since: Instant::now(),
+            answered: None,
+            error: None,
+            requests: BTreeMap::new(),
+            denied: BTreeMap::new(),
+        };
+        let inner = Inner {
+            client,
+            server,
+            namespace: config.kubernetes.namespace.clone(),
+            node: config.node_name.clone(),
+            book: Mutex::new(book),
+        };
+        Ok(Some(Self { inner: Arc::new(inner) }))
+    }
+
+    /// A client, for watches of other modules. It is there before the server
+    /// answers; rotated tokens are its own matter.
+    pub fn client(&self) -> kube::Client {
+        self.inner.client.clone()
+    }
+
+    /// Name of this node's Node.
+    pub fn node_name(&self) -> &str {
+        &self.inner.node
+    }
+
+    /// Where ConfigMap and Secret are.
+    pub fn namespace(&self) -> &str {
+        &self.inner.namespace
+    }
+
+    /// Address of the server.
+    pub fn server(&self) -> &str {
+        &self.inner.server
+    }
+
+    fn book(&self) -> std::sync::MutexGuard<'_, Book> {
+        self.inner.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How long requests have gone unanswered; `None` while they are answered.
+    pub fn away_for(&self) -> Option<std::time::Duration> {
+        let book = self.book();
+        (!book.reachable).then(|| book.since.elapsed())
+    }
+
+    /// What was refused for want of a right and not granted since: what was
+    /// asked, and the server's words.
+    pub fn denied(&self) -> Vec<(Ask, String)> {
+        self.book().denied.iter().map(|(ask, why)| (*ask, why.clone())).collect()
+    }
+
+    /// For `agent status`.
+    pub fn status(&self, founder: Option<String>) -> KubernetesStatus {
+        let book = self.book();
+        KubernetesStatus {
+            server: self.inner.server.clone(),
+            reachable: book.reachable,
+            since_s: book.since.elapsed().as_secs(),
+            last_answer_s: book.answered.map(|t| t.elapsed().as_secs()),
+            founder,
+            last_error: book.error.clone(),
+            requests: book
+                .requests
+                .iter()
+                .map(|((verb, resource, code), count)| KubernetesRequests {
+                    verb: (*verb).to_owned(),
+                    resource: (*resource).to_owned(),
+                    code: code.clone(),
+                    count: *count,
+                })
+                .collect(),
+        }
+    }
+}
