@@ -139,7 +139,8 @@ fn pods_come_and_go_while_policies_change() -> Result {
         noise["metadata"]["namespace"] = json!("z");
         lab.api.put(&noise)?;
         lab.running("y", &name, address)?;
-        world::not_more_open(&mut lab, "y/guest", &format!("round {round}: just attached"))?;
+        let what = format!("round {round}: just attached");
+        world::not_more_open(&mut lab, "y/guest", Some("z"), &what)?;
         if round % 4 == 0 {
             world::check(&mut lab, &format!("round {round}: at rest"))?;
         }

@@ -141,7 +141,7 @@ fn recreate(lab: &mut PolicyLab, dice: &mut Dice) -> Result<String> {
     lab.enter(space, pod, new)?;
     // Nobody has told the others its address yet; its own node knows its labels.
     lab.running(space, pod, address)?;
-    world::not_more_open(lab, &name, &format!("{name} just attached"))?;
+    world::not_more_open(lab, &name, None, &format!("{name} just attached"))?;
     Ok(format!("{name} made again{}", if reused { " with its old address" } else { "" }))
 }
 
