@@ -9,9 +9,11 @@ mod note;
 mod verbs;
 
 use std::io::{self, Read, Write};
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
 
+use verbs::loopback;
 use weft_proto::cni::{CniError, Command, Conf, Env, SpecVersion, code};
 
 /// A GC list of ten thousand attachments is about 1 MiB.
@@ -70,7 +72,11 @@ fn call(
         return Ok(verbs::version(input));
     }
     let conf = Conf::parse(input)?;
-    let result = verbs::run(&env, &conf, get);
+    let result = if called_as(loopback::NAME) {
+        loopback::run(&env, &conf)
+    } else {
+        verbs::run(&env, &conf, get)
+    };
     if let Some(path) = &conf.log_file {
         let outcome = match &result {
             Ok(_) => "ok".to_owned(),
@@ -82,6 +88,12 @@ fn call(
         );
     }
     result
+}
+
+/// One program can be several plugins, by the name of its file.
+fn called_as(name: &str) -> bool {
+    let own = std::env::args_os().next();
+    own.is_some_and(|path| Path::new(&path).file_name().is_some_and(|file| file == name))
 }
 
 /// A log that cannot be written must not stop a pod.

@@ -16,6 +16,9 @@ pub(super) const CONFLIST: &str = "10-weft.conflist";
 /// Name of the plugin binary.
 pub(super) const PLUGIN: &str = "weft";
 
+/// Name of a plugin that containerd runs for every pod, whatever the network.
+const LOOPBACK: &str = "loopback";
+
 /// Something could not be installed.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot install {}: {source}; check that the directory is mounted and writable", .path.display())]
@@ -49,7 +52,22 @@ pub(super) fn install_plugin(config: &Config) -> Result<(), InstallError> {
     if replace(&to, &content, 0o755)? {
         tracing::info!("CNI plugin installed as {}", to.display());
     }
+    if lend_loopback(dir)? {
+        tracing::info!("there is no plugin `{LOOPBACK}` in {}: installed ours", dir.display());
+    }
     Ok(())
+}
+
+/// Nodes have `loopback` from their distribution; where they have not, no pod
+/// could start. The plugin does its job if called by that name. A link, so that
+/// it is always of the same version, and known to be ours.
+fn lend_loopback(dir: &Path) -> Result<bool, InstallError> {
+    let path = dir.join(LOOPBACK);
+    match std::os::unix::fs::symlink(PLUGIN, &path) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+        Err(source) => Err(InstallError { path, source }),
+    }
 }
 
 /// Writes the configuration list.
@@ -62,9 +80,11 @@ pub(super) fn install_conflist(config: &Config, text: &str) -> Result<(), Instal
     Ok(())
 }
 
-/// Removes both (`agent cleanup`); what was there.
+/// Removes all of it (`agent cleanup`); what was there.
 pub(super) fn uninstall(config: &Config) -> Vec<String> {
+    let lent = config.cni_bin_dir.as_ref().map(|d| d.join(LOOPBACK));
     let files = [
+        lent.filter(|path| fs::read_link(path).is_ok_and(|to| to == Path::new(PLUGIN))),
         config.cni_conf_dir.as_ref().map(|d| d.join(CONFLIST)),
         config.cni_bin_dir.as_ref().map(|d| d.join(PLUGIN)),
     ];
@@ -89,6 +109,21 @@ mod tests {
         assert!(replace(&path, b"two", 0o644).unwrap());
         assert_eq!(fs::read(&path).unwrap(), b"two");
         assert_eq!(fs::read_dir(&dir).unwrap().count(), 1);
+        fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
+    fn a_loopback_plugin_is_lent_only_where_there_is_none() {
+        let dir = std::env::temp_dir().join(format!("weft-loopback-{}", std::process::id()));
+        fs::create_dir_all(&dir).unwrap();
+        assert!(lend_loopback(&dir).unwrap());
+        assert!(!lend_loopback(&dir).unwrap());
+        let path = dir.join(LOOPBACK);
+        assert_eq!(fs::read_link(&path).unwrap(), Path::new(PLUGIN));
+        fs::remove_file(&path).unwrap();
+        fs::write(&path, "the distribution's").unwrap();
+        assert!(!lend_loopback(&dir).unwrap());
+        assert_eq!(fs::read(&path).unwrap(), b"the distribution's");
         fs::remove_dir_all(dir).unwrap();
     }
 }

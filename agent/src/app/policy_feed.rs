@@ -10,7 +10,7 @@ use weft_proto::api::{Condition, Health, PolicyStatus};
 use super::App;
 use super::kubernetes::Wired;
 use crate::api::backend::{BackendError, NO_POLICY, PolicyQuestion};
-use crate::kube::tidings::Tidings;
+use crate::kube::tidings::{HOLD, Tidings};
 use crate::policy::engine::EngineHandle;
 use crate::policy::explain::Explanation;
 use crate::policy::feed::{Feed, FeedStatus};
@@ -61,7 +61,7 @@ pub(super) async fn tell(app: Arc<App>) {
         let mut done = Vec::new();
         for (policy, (tidings, _)) in &mut told {
             let conditions = problems.get(policy).map_or(&[][..], Vec::as_slice);
-            for tiding in tidings.due(conditions, Instant::now()) {
+            for tiding in tidings.due(conditions, HOLD, Instant::now()) {
                 match wired.events.emit(&reference(policy), &tiding).await {
                     Ok(()) => {
                         tidings.told(&tiding, Instant::now());

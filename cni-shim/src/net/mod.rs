@@ -15,5 +15,5 @@ pub(crate) use view::{AddressView, LinkView, NeighbourView, RouteView};
 
 pub(crate) use message::{
     DUMP, family, get_addresses, get_link, get_links, get_neighbour, get_neighbours, get_route,
-    get_routes,
+    get_routes, set_up,
 };

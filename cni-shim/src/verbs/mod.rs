@@ -4,6 +4,7 @@ mod add;
 mod check;
 mod del;
 mod gc;
+pub(crate) mod loopback;
 mod status;
 
 use serde_json::json;
