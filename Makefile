@@ -1,6 +1,7 @@
 # Every target sets up what it needs; nothing is asked.
 #   make lab [ARGS="--nodes 5"]   a cluster on this machine, until Ctrl-C
 #   make test                     everything, real packets included (root or sudo)
+#   make e2e                      the manifest on a real Kubernetes (root or sudo)
 #   make bench                    ADD and DEL against bridge + host-local
 #   make bench-policy             what 10,000 policies over 10,000 pods cost
 #   make image                    the container image, in target/image
@@ -10,6 +11,7 @@ ARGS ?=
 TRIPLE := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
 BIN := target/$(TRIPLE)/release
 export WEFT_BIN_DIR := $(CURDIR)/$(BIN)
+export WEFT_CACHE ?= $(HOME)/.cache/weft
 
 # Root runs what touches networks; the build stays with whoever calls make.
 ifeq ($(shell id -u),0)
@@ -19,7 +21,7 @@ SUDO := sudo -E
 export CARGO_TARGET_$(shell echo $(TRIPLE) | tr a-z- A-Z_)_RUNNER := sudo -E
 endif
 
-.PHONY: build lab test bench bench-policy image fmt lint deny verify clean-lab
+.PHONY: build lab test e2e bench bench-policy image fmt lint deny verify clean-lab
 
 build:
 	@bash tests/setup.sh build
@@ -38,6 +40,16 @@ test:
 	else \
 	    set -x; cargo test --release --locked --workspace $(ARGS) -- --test-threads 2 --show-output; \
 	fi
+
+# Kubernetes is built from Debian's source once, into WEFT_CACHE.
+e2e:
+	@bash tests/setup.sh build
+	@bash tests/kubernetes/build
+	@$(MAKE) --no-print-directory build
+	$(BIN)/weft-image --bin-dir $(BIN) --out-dir target/image-e2e
+	WEFT_IMAGE=$(CURDIR)/target/image-e2e/weft-docker.tar \
+	    cargo test --release --locked --workspace --test e2e_harness --test e2e -- \
+	    --ignored --nocapture --test-threads 1 $(ARGS)
 
 bench:
 	@bash tests/setup.sh test

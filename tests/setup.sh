@@ -34,6 +34,7 @@ if [ "$what" = test ]; then
     need podman podman
     need conmon conmon
     need crun crun
+    need iptables iptables-nft iptables-legacy
     need util-linux nsenter unshare setpriv
     need tar tar
     [ -x /usr/lib/cni/bridge ] || missing+=(containernetworking-plugins)

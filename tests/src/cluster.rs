@@ -12,6 +12,7 @@ use weft_agent::lab::cleanup::{self, Entry};
 use weft_agent::lab::netns::{self, Netns};
 use weft_agent::lab::topology::{Topology, prefix};
 
+use crate::apiserver::{ApiServer, objects};
 use crate::node::Node;
 use crate::pod::Pod;
 use crate::{binaries, wait_until};
@@ -30,6 +31,7 @@ pub struct Cluster {
     pub plan: Topology,
     // Before the entry: agents end before their namespaces go.
     nodes: Vec<Node>,
+    api: Option<ApiServer>,
     entry: Entry,
 }
 
@@ -43,6 +45,7 @@ pub struct Builder {
     node_env: BTreeMap<usize, Vec<(String, String)>>,
     start: bool,
     wait: bool,
+    kubernetes: bool,
 }
 
 impl Cluster {
@@ -56,6 +59,7 @@ impl Cluster {
             node_env: BTreeMap::new(),
             start: true,
             wait: true,
+            kubernetes: false,
         }
     }
 
@@ -72,6 +76,16 @@ impl Cluster {
     /// All nodes.
     pub fn nodes(&self) -> &[Node] {
         &self.nodes
+    }
+
+    /// The API server of a cluster made with [`Builder::kubernetes`].
+    pub fn api(&self) -> Result<&ApiServer> {
+        self.api.as_ref().context("this cluster has no API server: Builder::kubernetes")
+    }
+
+    /// To let it come back after an outage.
+    pub fn api_mut(&mut self) -> Result<&mut ApiServer> {
+        self.api.as_mut().context("this cluster has no API server: Builder::kubernetes")
     }
 
     /// Where the nodes keep their files.
@@ -182,6 +196,17 @@ impl Builder {
         self
     }
 
+    /// Agents live in Kubernetes: an API server for tests listens on the underlay,
+    /// has a Node for each of them, and says all that `KUBE_PEERS`, `NODE_IP` and
+    /// `PASSWORD` would, unless set after this.
+    pub fn kubernetes(mut self) -> Self {
+        self.kubernetes = true;
+        for name in ["KUBE_PEERS", "NODE_IP", "PASSWORD"] {
+            self.env.push((name.to_owned(), String::new()));
+        }
+        self
+    }
+
     /// Starts no agent yet.
     pub fn stopped(mut self) -> Self {
         self.start = false;
@@ -205,14 +230,24 @@ impl Builder {
         let (agent, shim) = (binaries::agent()?, binaries::shim()?);
         let entry = Entry::register(&name, false)?;
         // From here on, dropping the cluster removes what was made.
-        let mut cluster = Cluster { nodes: Vec::new(), entry, plan };
+        let mut cluster = Cluster { nodes: Vec::new(), api: None, entry, plan };
         netns::build(&cluster.plan)?;
+        let kubeconfig = cluster.entry.directory.join("kubeconfig");
+        if self.kubernetes {
+            let api = api_server(&cluster.plan)?;
+            api.write_kubeconfig(&kubeconfig)?;
+            cluster.api = Some(api);
+        }
         let in_peers = self.peers.unwrap_or(self.nodes);
         let peers: Vec<_> =
             cluster.plan.nodes.iter().take(in_peers).map(|n| n.address.to_string()).collect();
         for node in &cluster.plan.nodes {
             let directory = cluster.entry.directory.join(&node.name);
-            let mut env = self.env.clone();
+            let mut env = Vec::new();
+            if self.kubernetes {
+                env.push(("KUBECONFIG".to_owned(), kubeconfig.display().to_string()));
+            }
+            env.extend(self.env.iter().cloned());
             env.extend(self.node_env.get(&node.number).cloned().unwrap_or_default());
             let spec = AgentSpec {
                 exe: agent.clone(),
@@ -239,6 +274,19 @@ impl Builder {
         }
         Ok(cluster)
     }
+}
+
+/// An API server on the underlay, with a Node for each node.
+fn api_server(plan: &Topology) -> Result<ApiServer> {
+    let api = ApiServer::builder()
+        .netns(&Netns::named(&plan.underlay))
+        .address((plan.gateway, 0).into())
+        .token("a token for tests only")
+        .start()?;
+    for node in &plan.nodes {
+        api.put(&objects::node(&node.name, node.address))?;
+    }
+    Ok(api)
 }
 
 /// `target/weft-logs/TEST`, so that a failed test leaves its logs.

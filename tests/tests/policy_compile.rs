@@ -60,7 +60,8 @@ fn live(objects: &Objects) -> Vec<(&Value, Vec<IpAddr>)> {
     objects.pods.iter().filter(alive).map(|pod| (pod, ips(pod))).collect()
 }
 
-fn leases(objects: &Objects, node: &str) -> Vec<LocalPod> {
+/// Leases of a node. Those of `strangers` are of pods that nobody has told of yet.
+fn leases(objects: &Objects, node: &str, strangers: &BTreeSet<String>) -> Vec<LocalPod> {
     let here = live(objects).into_iter().filter(|(pod, _)| pod["spec"]["nodeName"] == node);
     here.map(|(pod, ips)| {
         let (_, namespace, name) = key(pod);
@@ -69,7 +70,7 @@ fn leases(objects: &Objects, node: &str) -> Vec<LocalPod> {
             id: format!("lease-{uid}").into(),
             addresses: ips.into(),
             pod: Some(PodRef::new(&namespace, &name)),
-            uid: Some(uid.into()),
+            uid: Some(if strangers.contains(uid) { "another" } else { uid }.into()),
         }
     })
     .collect()
@@ -177,12 +178,14 @@ fn check_shape(state: &PolicyState) {
 /// A world per node, as the agents of a cluster have them.
 struct Cluster {
     nodes: BTreeMap<String, World>,
+    strangers: BTreeSet<String>,
 }
 
 impl Cluster {
     fn new(plan: &Plan) -> Self {
         let world = || World::new(settings());
-        Self { nodes: plan.nodes.iter().map(|node| (node.name.clone(), world())).collect() }
+        let nodes = plan.nodes.iter().map(|node| (node.name.clone(), world())).collect();
+        Self { nodes, strangers: BTreeSet::new() }
     }
 
     /// Takes steps, in an order in which they may arrive, and checks every delta.
@@ -197,7 +200,7 @@ impl Cluster {
                 .collect();
             // Leases come and go at any time between.
             let at = dice.below(changes.len() + 1);
-            changes.insert(at, Change::AllLocal(leases(objects, name)));
+            changes.insert(at, Change::AllLocal(leases(objects, name, &self.strangers)));
             let mut old = world.state().clone();
             if dice.below(2) == 0 {
                 let delta = world.apply_all(changes);
@@ -219,7 +222,7 @@ impl Cluster {
             let mut fresh = World::new(settings());
             let mut changes: Vec<Change> = objects.all().map(put).collect();
             changes.reverse();
-            changes.push(Change::AllLocal(leases(objects, name)));
+            changes.push(Change::AllLocal(leases(objects, name, &self.strangers)));
             let delta = fresh.apply_all(changes);
             let mut state = PolicyState::default();
             patch(&mut state, &delta);
@@ -246,6 +249,10 @@ impl Cluster {
         let mut node_of = BTreeMap::new();
         let mut ends = Vec::new();
         for (pod, ips) in live(objects) {
+            let uid = pod["metadata"]["uid"].as_str().unwrap_or_default();
+            if self.strangers.contains(uid) {
+                continue;
+            }
             let node = pod["spec"]["nodeName"].as_str().unwrap_or_default();
             node_of.extend(ips.iter().map(|ip| (*ip, node.to_owned())));
             ends.extend(ips);
@@ -307,6 +314,12 @@ fn history(seed: u64) -> usize {
         if step > 0 {
             let steps = generator.step(&objects);
             steps.iter().for_each(|step| objects.take(step));
+            if dice.below(3) == 0 {
+                let pod = &objects.pods[dice.below(objects.pods.len())];
+                cluster.strangers.insert(pod["metadata"]["uid"].as_str().unwrap().to_owned());
+            } else {
+                cluster.strangers.clear();
+            }
             cluster.take(&steps, &objects, &mut dice);
         }
         cells += cluster.check_cells(&objects, &plan, &mut dice);

@@ -14,8 +14,8 @@ use weft_proto::names;
 
 use super::kubernetes::{self, Boot};
 use super::{
-    App, LedgerRegistry, Routes, cni, founding, loops, own_address, policy, policy_feed, probing, renew,
-    sweep,
+    App, LedgerRegistry, Routes, cni, founding, loops, own_address, policy, policy_feed, probing,
+    renew, sweep,
 };
 use crate::api;
 use crate::config::Config;

@@ -314,6 +314,12 @@ fn read(r: &mut Reader<'_>) -> Config {
     let status_addr = r.get("STATUS_ADDR", None, value::listen);
     let forward_accept = r.get("FORWARD_ACCEPT", true, value::auto_or_off);
     let no_masq_local = r.get("NO_MASQ_LOCAL", true, value::boolean);
+    if !no_masq_local {
+        warnings.push(
+            "NO_MASQ_LOCAL=0 has no effect: weft never hides a client's address from a pod"
+                .to_owned(),
+        );
+    }
     let http_allow_remote = r.get("HTTP_ALLOW_REMOTE", false, value::boolean);
     let http_addr = r.get("HTTP_ADDR", loopback, |text| value::http_addr(text, http_allow_remote));
     if !http_addr.ip().is_loopback() {

@@ -415,8 +415,8 @@ pub(super) fn unknown(text: &str) -> Parsed<Unknown> {
 /// True if connections are dropped.
 pub(super) fn established(text: &str) -> Parsed<bool> {
     match text {
-        "drop" => Ok(true),
-        "keep" => Ok(false),
+        "deny" => Ok(Unknown::Deny),
+        "allow" => Ok(Unknown::Allow),
         _ => Err(String::new()),
     }
 }

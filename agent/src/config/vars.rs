@@ -63,11 +63,6 @@ impl Var {
         self
     }
 
-    const fn idle(mut self, why: &'static str) -> Self {
-        self.without_effect = Some(why);
-        self
-    }
-
     const fn secret(mut self) -> Self {
         self.secret = true;
         self
@@ -152,8 +147,7 @@ pub const VARS: &[Var] = &[
         .help("where the read-only routes are served besides HTTP_ADDR"),
     Var::new("NO_MASQ_LOCAL", "1", BOOL)
         .alias(&["WEAVE_NO_MASQ_LOCAL"])
-        .help("keep the client's address towards pods of this node")
-        .idle("the client's address is always kept"),
+        .help("keep the client's address towards pods; 0 is taken, but weft never hides it"),
     Var::new("FORWARD_ACCEPT", "auto", "auto or off")
         .example("off")
         .help("auto: where iptables' FORWARD chain drops by default, keep two rules there that accept pod traffic"),

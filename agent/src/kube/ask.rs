@@ -187,6 +187,9 @@ impl Book {
             // A race that was lost, or something that is not there, is an answer.
             _ => {
                 self.denied.remove(&ask);
+                if self.denied.is_empty() {
+                    self.error = None;
+                }
             }
         }
         if back { News::Back } else { News::Nothing }

@@ -22,6 +22,7 @@ pub mod node;
 pub mod nodes;
 pub mod pace;
 pub mod record;
+mod services;
 pub mod tidings;
 
 pub use ask::{Ask, KubeError};

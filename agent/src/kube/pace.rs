@@ -14,6 +14,13 @@ pub fn spread(pause: Duration, random: f64) -> Duration {
     pause.mul_f64(0.5 + random.clamp(0.0, 1.0))
 }
 
+/// Where every node finds the same at once and has something to write: this
+/// node's place in a queue of at most ten a second. `random` is from 0 to 1.
+pub fn place(members: usize, random: f64) -> Duration {
+    let millis = u64::try_from(members).unwrap_or(u64::MAX).saturating_mul(100).min(600_000);
+    Duration::from_millis(millis).mul_f64(random.clamp(0.0, 1.0))
+}
+
 /// After so many failures in a row: from half a second, doubling to half a minute.
 pub fn after_failures(failures: u32, random: f64) -> Duration {
     let steps = failures.saturating_sub(1).min(6);

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use weft_proto::api::{Condition, Health};
 
 /// What passes sooner is not told: a start goes through some.
-const HOLD: Duration = Duration::from_secs(5);
+pub const HOLD: Duration = Duration::from_secs(5);
 /// Between two tellings of one reason whose text changes.
 const REPEAT: Duration = Duration::from_secs(600);
 
@@ -39,8 +39,9 @@ pub struct Tidings {
 }
 
 impl Tidings {
-    /// What is to be told now. It is asked for again until [`Self::told`].
-    pub fn due(&mut self, conditions: &[Condition], now: Instant) -> Vec<Tiding> {
+    /// What is to be told now: what has held, or been over, for `hold`. It is
+    /// asked for again until [`Self::told`].
+    pub fn due(&mut self, conditions: &[Condition], hold: Duration, now: Instant) -> Vec<Tiding> {
         let mut notes: BTreeMap<&str, Vec<String>> = BTreeMap::new();
         for condition in conditions.iter().filter(|c| c.health != Health::Ok) {
             let mut note = condition.message.clone();
@@ -60,7 +61,7 @@ impl Tidings {
             seen.last = now;
             seen.note = note;
         }
-        let over = |seen: &Seen| now.saturating_duration_since(seen.last) >= HOLD;
+        let over = |seen: &Seen| now.saturating_duration_since(seen.last) >= hold;
         // What came and went untold is forgotten.
         self.seen.retain(|reason, seen| {
             notes.contains_key(reason.as_str()) || seen.told.is_some() || !over(seen)
@@ -69,7 +70,7 @@ impl Tidings {
         for (reason, seen) in &self.seen {
             let holds = notes.contains_key(reason.as_str());
             let warning = match &seen.told {
-                None => holds && now.saturating_duration_since(seen.since) >= HOLD,
+                None => holds && now.saturating_duration_since(seen.since) >= hold,
                 Some((at, note)) => {
                     holds && *note != seen.note && now.saturating_duration_since(*at) >= REPEAT
                 }
@@ -150,18 +151,18 @@ mod tests {
         let at = |s: u64| start + Duration::from_secs(s);
         let mut tidings = Tidings::default();
         let lasting = [condition("NoQuorum", "m")];
-        assert_eq!(tidings.due(&lasting, at(0)), []);
-        let due = tidings.due(&lasting, at(5));
+        assert_eq!(tidings.due(&lasting, HOLD, at(0)), []);
+        let due = tidings.due(&lasting, HOLD, at(5));
         assert_eq!(due[0].note, "m. Do: do x");
         // Not delivered: due again.
-        assert_eq!(tidings.due(&lasting, at(6)), due);
+        assert_eq!(tidings.due(&lasting, HOLD, at(6)), due);
         tidings.told(&due[0], at(6));
-        assert_eq!(tidings.due(&lasting, at(7)), []);
-        assert_eq!(tidings.due(&[], at(8)), []);
-        let due = tidings.due(&[], at(12));
+        assert_eq!(tidings.due(&lasting, HOLD, at(7)), []);
+        assert_eq!(tidings.due(&[], HOLD, at(8)), []);
+        let due = tidings.due(&[], HOLD, at(12));
         assert!(!due[0].warning && due[0].note.starts_with("resolved: m"));
         tidings.told(&due[0], at(12));
-        assert_eq!(tidings.due(&[], at(60)), []);
+        assert_eq!(tidings.due(&[], HOLD, at(60)), []);
     }
 
     #[test]
@@ -169,17 +170,17 @@ mod tests {
         let start = Instant::now();
         let mut tidings = Tidings::default();
         for s in 0..4 {
-            tidings.due(&[condition("NotJoined", "m")], start + Duration::from_secs(s));
+            tidings.due(&[condition("NotJoined", "m")], HOLD, start + Duration::from_secs(s));
         }
         for s in 4..20 {
-            assert_eq!(tidings.due(&[], start + Duration::from_secs(s)), []);
+            assert_eq!(tidings.due(&[], HOLD, start + Duration::from_secs(s)), []);
         }
         let flapping = [condition("PeerDead", "m")];
         let mut told = 0;
         for s in 20..600 {
             let now = start + Duration::from_secs(s);
             let conditions: &[Condition] = if s % 3 == 0 { &[] } else { &flapping };
-            for tiding in tidings.due(conditions, now) {
+            for tiding in tidings.due(conditions, HOLD, now) {
                 tidings.told(&tiding, now);
                 told += 1;
             }

@@ -22,8 +22,10 @@ const DELETE: u16 = SUBSYS | 2;
 const RTM_GETADDR: u16 = 22;
 /// Entries per question: in between the policy thread does its other work.
 const PIECE: usize = 1000;
-/// Entries of a look at most; the next look finds the others.
-const MOST: usize = 200_000;
+/// Entries to end in one look; another look finds the others.
+const MOST: usize = 100_000;
+/// Times that a look is tried.
+const TRIES: u32 = 5;
 /// Looks take at most a fifth of the time.
 const PAUSE: u32 = 4;
 const PAUSE_MAX: Duration = Duration::from_secs(2);
@@ -83,21 +85,24 @@ pub(crate) fn start(
 }
 
 fn run(work: &Receiver<Job>, judge: &Judge, told: &impl Fn(Outcome)) {
-    while let Ok(mut job) = work.recv() {
+    let mut left = None;
+    while let Some(mut job) = left.take().or_else(|| work.recv().ok().map(|job| (job, TRIES))) {
         while let Ok(more) = work.try_recv() {
-            job.take(more);
+            job.0.take(more);
         }
         let began = Instant::now();
-        match end(&job, judge) {
-            Ok(outcome) => {
+        match end(&job.0, judge) {
+            Ok((outcome, whole)) => {
                 if outcome.dropped > 0 {
                     tracing::info!(count = outcome.dropped, "connections ended: now forbidden");
                 }
                 told(outcome);
+                left = (!whole).then_some(job);
             }
             Err(error) => {
                 tracing::warn!(%error, "established connections not looked at");
                 told(Outcome { failed: 1, ..Outcome::default() });
+                left = (job.1 > 1).then_some((job.0, job.1 - 1));
             }
         }
         // What comes meanwhile waits in the channel.
@@ -105,44 +110,20 @@ fn run(work: &Receiver<Job>, judge: &Judge, told: &impl Fn(Outcome)) {
     }
 }
 
-fn end(job: &Job, judge: &Judge) -> Result<Outcome, Refused> {
+/// True with what came of it if the whole table was seen.
+fn end(job: &Job, judge: &Judge) -> Result<(Outcome, bool), Refused> {
     let mut route = Requests::open(NETLINK_ROUTE)?;
     let mut netfilter = Requests::open(NETLINK_NETFILTER)?;
     let own = own_addresses(&mut route)?;
     let mut outcome = Outcome::default();
-    let (mut doomed, mut unsure) = (Vec::new(), Vec::new());
+    let mut doomed = Vec::new();
     for v6 in [false, true] {
         let of_family = |ip: &IpAddr| ip.is_ipv6() == v6;
-        if !job.changed.iter().chain(&job.gone).any(of_family) {
-            continue;
+        if job.changed.iter().chain(&job.gone).any(of_family) {
+            look(&mut netfilter, v6, job, &own, judge, &mut doomed, &mut outcome)?;
         }
-        netfilter.dump(
-            GET,
-            |w| header(w, if v6 { 10 } else { 2 }, 0),
-            |_, payload| {
-                outcome.looked_at += 1;
-                let Some(entry) = payload.get(4..).and_then(parse) else { return };
-                let either =
-                    |set: &BTreeSet<IpAddr>| set.contains(&entry.from) || set.contains(&entry.to);
-                if doomed.len() + unsure.len() >= MOST {
-                    return;
-                }
-                if either(&job.gone) {
-                    doomed.push(entry);
-                } else if either(&job.changed)
-                    && !own.contains(&entry.from)
-                    && !own.contains(&entry.to)
-                {
-                    // The node's own connections are not forwarded: no policy judges them.
-                    unsure.push(entry);
-                }
-            },
-        )?;
     }
-    while !unsure.is_empty() {
-        let rest = unsure.split_off(PIECE.min(unsure.len()));
-        doomed.extend(judge(std::mem::replace(&mut unsure, rest)));
-    }
+    let whole = doomed.len() < MOST;
     for piece in doomed.chunks(256) {
         let mut batch = Writer::default();
         for entry in piece {
@@ -160,7 +141,42 @@ fn end(job: &Job, judge: &Judge) -> Result<Outcome, Refused> {
         outcome.failed += failed as u64;
         outcome.dropped += (piece.len() - refused.len().min(piece.len())) as u64;
     }
-    Ok(outcome)
+    Ok((outcome, whole || outcome.dropped == 0))
+}
+
+/// Finds the entries of a family that are to end.
+fn look(
+    netfilter: &mut Requests,
+    v6: bool,
+    job: &Job,
+    own: &BTreeSet<IpAddr>,
+    judge: &Judge,
+    doomed: &mut Vec<Entry>,
+    outcome: &mut Outcome,
+) -> Result<(), Refused> {
+    let mut unsure = Vec::new();
+    let ask = |w: &mut Writer| header(w, if v6 { 10 } else { 2 }, 0);
+    netfilter.dump(GET, ask, |_, payload| {
+        outcome.looked_at += 1;
+        let Some(entry) = payload.get(4..).and_then(parse) else { return };
+        let either = |set: &BTreeSet<IpAddr>| set.contains(&entry.from) || set.contains(&entry.to);
+        if doomed.len() >= MOST {
+            return;
+        }
+        if either(&job.gone) {
+            doomed.push(entry);
+        } else if either(&job.changed) && !either(own) {
+            // The node's own connections are not forwarded: no policy judges them.
+            unsure.push(entry);
+        }
+        if unsure.len() >= PIECE {
+            doomed.extend(judge(std::mem::take(&mut unsure)));
+        }
+    })?;
+    if !unsure.is_empty() {
+        doomed.extend(judge(unsure));
+    }
+    Ok(())
 }
 
 /// The host's own addresses.
@@ -203,4 +219,46 @@ pub(crate) fn parse(body: &[u8]) -> Option<Entry> {
 fn source(tuple: &[u8]) -> Option<IpAddr> {
     let addresses = attr(tuple, 1)?;
     attr(addresses, 1).or_else(|| attr(addresses, 3)).and_then(ip)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn tuple(w: &mut Writer, kind: u16, from: [u8; 4], to: [u8; 4], ports: (u16, u16)) {
+        w.nest(kind, |w| {
+            w.nest(1, |w| {
+                w.attr(1, &from);
+                w.attr(2, &to);
+            });
+            w.nest(2, |w| {
+                w.attr_u8(1, 6);
+                w.attr(2, &ports.0.to_be_bytes());
+                w.attr(3, &ports.1.to_be_bytes());
+            });
+        });
+    }
+
+    #[test]
+    fn judged_is_where_it_really_went() {
+        // Through a host port: asked for 8080 of the node, went to 80 of the pod.
+        let mut w = Writer::default();
+        tuple(&mut w, 1, [192, 0, 2, 9], [192, 0, 2, 1], (4000, 8080));
+        tuple(&mut w, 2, [10, 32, 0, 2], [192, 0, 2, 9], (80, 4000));
+        w.attr_be32(12, 7);
+        let entry = parse(w.bytes()).unwrap();
+        assert_eq!(entry.from, IpAddr::from([192, 0, 2, 9]));
+        assert_eq!(entry.to, IpAddr::from([10, 32, 0, 2]));
+        assert_eq!(entry.flow, Flow { protocol: Some(Protocol::Tcp), port: 80 });
+        assert_eq!(entry.name.len(), 2);
+    }
+
+    proptest! {
+        #[test]
+        fn garbage_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let _ = parse(&bytes);
+        }
+    }
 }

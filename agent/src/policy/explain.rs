@@ -281,8 +281,12 @@ impl Connection<'_> {
                 self.judge(pod, &selected, direction, &mut side);
             }
             Some(Err(missing)) => {
-                side.allowed = self.world.settings.unknown == Unknown::Allow;
-                side.reason = Reason::Unknown { missing };
+                let namespace = side.pod.as_ref().map(|pod| &pod.namespace);
+                let could = namespace.is_some_and(|name| known.could_apply(name, direction));
+                if could {
+                    side.allowed = self.world.settings.unknown == Unknown::Allow;
+                    side.reason = Reason::Unknown { missing };
+                }
             }
         }
         side

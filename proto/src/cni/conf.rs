@@ -325,6 +325,22 @@ mod tests {
         assert_eq!((conf.bandwidth.ingress_rate, conf.bandwidth.egress_rate), (8000, 0));
     }
 
+    /// As containerd 1.6 writes it.
+    #[test]
+    fn the_case_of_keys_does_not_matter() {
+        let conf = conf(json!({"runtimeConfig": {
+            "portMappings": [
+                {"HostPort": 8088, "ContainerPort": 8080, "Protocol": "TCP", "HostIP": ""},
+            ],
+            "bandwidth": {"IngressRate": 8000, "IngressBurst": 80, "EgressRate": 0, "EgressBurst": 0},
+        }}))
+        .unwrap();
+        let ports: Vec<_> =
+            conf.port_mappings.iter().map(|port| (port.host_port, port.container_port)).collect();
+        assert_eq!(ports, [(8088, 8080)]);
+        assert_eq!((conf.bandwidth.ingress_rate, conf.bandwidth.egress_rate), (8000, 0));
+    }
+
     #[test]
     fn null_is_absent() {
         let conf = conf(json!({"mtu": null, "ipam": {}, "dns": null, "runtimeConfig": null, "prevResult": null})).unwrap();

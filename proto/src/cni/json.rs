@@ -5,8 +5,12 @@ use serde_json::{Map, Value};
 use super::error::{CniError, code};
 
 /// A key that may be absent or null.
+/// The value of a key; null is as good as absent. Go, which runtimes are
+/// written in, does not look at the case of keys, and containerd relies on it:
+/// it writes `HostPort` for `hostPort`.
 pub(super) fn get<'a>(object: &'a Map<String, Value>, key: &str) -> Option<&'a Value> {
-    object.get(key).filter(|v| !v.is_null())
+    let other = || object.iter().find(|(name, _)| name.eq_ignore_ascii_case(key)).map(|(_, v)| v);
+    object.get(key).or_else(other).filter(|v| !v.is_null())
 }
 
 pub(super) fn wrong(path: &str, expected: &str) -> CniError {

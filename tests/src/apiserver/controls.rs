@@ -19,6 +19,8 @@ pub enum Effect {
     Delay(Duration),
     /// This code, with `Retry-After` if given.
     Fail(u16, Option<u64>),
+    /// Done as asked, but the answer says 504: nobody can know what became of it.
+    Lose,
 }
 
 /// Names a rule, to lift it.
@@ -198,7 +200,7 @@ impl Effect {
         match self {
             Self::Deny => Some(ApiError::forbidden(verb.word(), resource, namespace, name)),
             Self::Fail(code, retry_after) => Some(ApiError::other(code, retry_after)),
-            Self::Delay(_) => None,
+            Self::Delay(_) | Self::Lose => None,
         }
     }
 }

@@ -47,18 +47,22 @@ pub fn namespace(name: &str, labels: &[(&str, &str)]) -> Value {
 
 /// A NetworkPolicy.
 pub fn network_policy(namespace: &str, name: &str, spec: Value) -> Value {
-    json!({
+    let mut policy = json!({
         "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
-        "metadata": {"name": name, "namespace": namespace}, "spec": spec,
-    })
+        "metadata": {"name": name, "namespace": namespace},
+    });
+    policy["spec"] = spec;
+    policy
 }
 
 /// A ClusterNetworkPolicy.
 pub fn cluster_network_policy(name: &str, spec: Value) -> Value {
-    json!({
+    let mut policy = json!({
         "apiVersion": "policy.networking.k8s.io/v1alpha2", "kind": "ClusterNetworkPolicy",
-        "metadata": {"name": name}, "spec": spec,
-    })
+        "metadata": {"name": name},
+    });
+    policy["spec"] = spec;
+    policy
 }
 
 /// A ConfigMap.

@@ -251,6 +251,9 @@ async fn object_answer(
     let body = to_bytes(Body::new(request.into_body()), MAX_BODY).await;
     let body = body.map_err(|error| ApiError::bad_request(format!("body: {error}")))?;
     let (code, bytes) = written(shared, asked, form, &body)?;
+    if effect == Some(Effect::Lose) {
+        return Err(ApiError::other(504, None));
+    }
     let size = bytes.len();
     Ok((respond(code, "application/json", None, bytes), size))
 }

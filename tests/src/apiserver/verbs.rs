@@ -295,11 +295,17 @@ fn replace(
         return Err(ApiError::not_found(&key.resource, &key.name));
     };
     if request.target.subresource.is_some() {
-        let mut whole = Value::clone(&old);
-        let version = object["metadata"]["resourceVersion"].take();
-        metadata(&mut whole)["resourceVersion"] = version;
-        whole["status"] = object["status"].take();
-        object = whole;
+        // Built-in types keep their spec, custom ones all but the status.
+        if request.resource.custom {
+            let version = object["metadata"]["resourceVersion"].take();
+            object["metadata"] = old["metadata"].clone();
+            metadata(&mut object)["resourceVersion"] = version;
+        }
+        match (old.get("spec"), &mut object) {
+            (Some(spec), object) => object["spec"] = spec.clone(),
+            (None, Value::Object(map)) => drop(map.remove("spec")),
+            (None, _) => {}
+        }
     } else if request.resource.status {
         match old.get("status") {
             Some(status) => object["status"] = status.clone(),

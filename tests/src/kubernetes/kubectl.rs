@@ -53,7 +53,12 @@ impl Kubectl {
         format!("{inside}{} --kubeconfig {}", self.exe.display(), self.kubeconfig.display())
     }
 
-    fn output(&self, arguments: &[&str], input: Option<&[u8]>) -> Result<Output> {
+    /// Any command, whatever it returns.
+    pub fn output(&self, arguments: &[&str]) -> Result<Output> {
+        self.start(arguments, None)
+    }
+
+    fn start(&self, arguments: &[&str], input: Option<&[u8]>) -> Result<Output> {
         let mut command = match &self.netns {
             None => Command::new(&self.exe),
             Some(netns) => {
@@ -84,7 +89,7 @@ impl Kubectl {
     }
 
     fn done(&self, arguments: &[&str], input: Option<&[u8]>) -> Result<String> {
-        let output = self.output(arguments, input)?;
+        let output = self.start(arguments, input)?;
         if !output.status.success() {
             bail!(
                 "kubectl {}: {}: {}",

@@ -90,6 +90,11 @@ impl KubeNode {
         for part in ["etc/cni/net.d", "etc/kubernetes/manifests", "etc/containerd", "opt/cni/bin"] {
             fs::create_dir_all(self.file(part))?;
         }
+        // Runtimes want this one for every pod, beside that of the network; nodes
+        // have it from their distribution.
+        let loopback = self.file("opt/cni/bin/loopback");
+        fs::copy("/usr/lib/cni/loopback", loopback)
+            .context("no /usr/lib/cni/loopback: install containernetworking-plugins")?;
         let certificate = etc("kubernetes/ca.crt");
         fs::copy(&spec.certificate, &certificate)?;
         let inside = Path::new("/etc/kubernetes/ca.crt");
@@ -109,6 +114,7 @@ impl KubeNode {
                 "staticPodPath": "/etc/kubernetes/manifests",
                 "volumePluginDir": "/var/lib/kubelet/volumeplugins",
                 "resolvConf": "/etc/resolv.conf",
+                "clusterDNS": ["10.96.0.10"],
                 "failSwapOn": false,
                 "fileCheckFrequency": "2s",
                 "nodeStatusUpdateFrequency": "4s",

@@ -15,7 +15,7 @@ const PLUGINS: &str = "/usr/lib/cni";
 /// node N, routed over the nodes.
 pub fn install(cluster: &KubeCluster) -> Result<()> {
     for node in cluster.nodes() {
-        for name in ["bridge", "host-local", "loopback", "portmap"] {
+        for name in ["bridge", "host-local", "portmap"] {
             fs::copy(Path::new(PLUGINS).join(name), node.file("opt/cni/bin").join(name))
                 .with_context(|| {
                     format!("no {PLUGINS}/{name}: install containernetworking-plugins")

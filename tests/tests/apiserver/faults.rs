@@ -39,6 +39,13 @@ fn misbehaves_as_told_and_counts() -> Result {
     let start = Instant::now();
     ensure!(ask(&server, "/api/v1/nodes/n1")?.code == 200 && start.elapsed() >= late);
 
+    server.put(&objects::node("n0", "192.0.2.9".parse()?))?;
+    server.on(Some(Verb::Delete), "nodes", Effect::Lose, Some(1));
+    for code in [504, 404] {
+        let gone = send(server.address(), "DELETE", "/api/v1/nodes/n0", bearer, "")?;
+        ensure!(gone.code == code, "done, though it was not told: {}", gone.code);
+    }
+
     // A group that is not there has no page at all, until it is installed.
     let cluster = "/apis/policy.networking.k8s.io/v1alpha2/clusternetworkpolicies";
     let groups =

@@ -4,4 +4,5 @@
 mod client;
 mod faults;
 mod reads;
+mod real_client;
 mod writes;

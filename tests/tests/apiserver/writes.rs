@@ -43,6 +43,7 @@ PATCH  /api/v1/nodes/n1        strategic  {"status":{"conditions":[{"type":"Netw
 PATCH  /api/v1/nodes/n1/status strategic  {"status":{"conditions":[{"type":"Ready"}]}} => 200 /status/conditions [{"type":"Ready"}]
 PATCH  ^  strategic {"status":{"conditions":[{"type":"NetworkUnavailable"}]}} => 200 /status/conditions [{"type":"Ready"},{"type":"NetworkUnavailable"}]
 PATCH  ^  merge     {"spec":{"unschedulable":true}}                           => 200 /spec null
+PATCH  ^  strategic {"metadata":{"annotations":{"weft.io/x":"y"}}}            => 200 /metadata/annotations {"weft.io/x":"y"}
 PATCH  /api/v1/nodes/n1        merge      {"spec":{"unschedulable":true}}     => 200 /spec/unschedulable true
 GET    /api/v1/nodes/n1/status -          -                                   => 200 /status/addresses/0/address "192.0.2.1"
 GET    /api/v1/nodes/n1/proxy  -          -                                   => 405 /reason "MethodNotAllowed"
@@ -50,6 +51,9 @@ POST   /api/v1/nodes/n1        json       {}                                  =>
 POST   /apis/policy.networking.k8s.io/v1alpha2/clusternetworkpolicies  json  {"metadata":{"name":"p"},"spec":{"tier":"Admin"}} => 201 /metadata/generation 1
 PUT    ^/p          json      {"metadata":{"name":"p"}}                       => 422 /reason "Invalid"
 PATCH  ^  strategic {}                                                        => 415 /reason "UnsupportedMediaType"
+PATCH  ^/status     merge {"metadata":{"labels":{"a":"b"}},"spec":{"tier":"Baseline"},"status":{"conditions":[]}} => 200 /spec/tier "Admin"
+GET    /apis/policy.networking.k8s.io/v1alpha2/clusternetworkpolicies/p  - -    => 200 /metadata/labels null
+GET    ^  -         -                                                         => 200 /status/conditions []
 POST   /api/v1/namespaces/default/pods    json  {"metadata":{"name":"p"},"spec":{"nodeName":"n1"},"status":{"phase":"Running"}} => 201 /status {"phase":"Pending"}
 DELETE ^/p          - -                                                       => 200 /kind "Pod"
 DELETE ^?gracePeriodSeconds=0  - -                                            => 200 /status "Success"

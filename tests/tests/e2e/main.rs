@@ -8,6 +8,7 @@ mod churn;
 mod disruptions;
 mod membership;
 mod reach;
+mod refusals;
 mod traffic;
 mod workloads;
 
@@ -23,6 +24,8 @@ use weft_tests::kubernetes::{KubeCluster, pods};
 const PROMISED: u64 = 30;
 /// How long a removed node's addresses rest here, instead of ten minutes.
 const QUARANTINE: &str = "20s";
+/// More environment for the agents: `NAME=VALUE;NAME=VALUE`.
+const MORE_ENV: &str = "WEFT_E2E_ENV";
 const PATIENCE: Duration = Duration::from_secs(240);
 
 #[test]
@@ -59,7 +62,12 @@ fn the_manifest_on_three_nodes() -> Result {
 /// From `kubectl apply` to pods that were there before.
 fn install(cluster: &KubeCluster) -> Result<((), String)> {
     let kubectl = cluster.kubectl();
-    let manifest = Manifest::load(kubectl)?.env("QUARANTINE", QUARANTINE)?;
+    let mut manifest = Manifest::load(kubectl)?.env("QUARANTINE", QUARANTINE)?;
+    for pair in std::env::var(MORE_ENV).unwrap_or_default().split(';') {
+        if let Some((name, value)) = pair.split_once('=') {
+            manifest = manifest.env(name, value)?;
+        }
+    }
     manifest.apply(kubectl)?;
     let ready = cluster.wait_ready(PATIENCE);
     let ready = ready.map_err(|error| error.context(agents_say(cluster)))?;

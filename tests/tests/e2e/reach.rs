@@ -17,8 +17,9 @@ use crate::workloads::{self, BULK, HOST_HTTP, HOST_PORT, Service};
 
 /// The API server's service.
 const API: &str = "https://10.96.0.1:443/version";
-/// Routes and rules of the newest pods may be a moment behind.
-const SETTLE: Duration = Duration::from_secs(30);
+/// Routes and rules of the newest pods may be a moment behind; kube-proxy, after
+/// the API server was away, a minute.
+const SETTLE: Duration = Duration::from_secs(90);
 const LARGE: usize = 256 << 20;
 
 /// Whom a server saw.
@@ -95,7 +96,7 @@ fn cluster_ip(cluster: &KubeCluster, pods: &[PodNetns]) -> Result<usize> {
     for from in inside.chain(cluster.nodes().iter().map(|node| node.netns())) {
         for _ in 0..4 {
             let name = http(from, web.at(80)?, "/hostname")?;
-            ensure!(backends.contains(&name), "the service was answered by {name}");
+            ensure!(backends.contains(&name), "{} was answered by {name}", from.name());
             met.insert(name);
             met.insert(udp(from, web.at(53)?, "hostname")?);
             count += 2;

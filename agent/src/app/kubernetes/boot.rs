@@ -22,6 +22,7 @@ use crate::kube::cache::Store;
 use crate::kube::events::Emitter;
 use crate::kube::founding::{Me, Record, Step, decide};
 use crate::kube::record::Seen;
+use crate::kube::tidings::HOLD;
 use crate::kube::{Kube, KubeError, node, pace};
 
 /// What the start goes on with.
@@ -84,7 +85,7 @@ pub(in crate::app) async fn boot(
     let room = Arc::new(Room::new(config, me, kube.clone(), Arc::clone(&waits)));
     let (close, closed) = tokio::sync::oneshot::channel();
     let serving = tokio::spawn(room::serve(listener, Arc::clone(&room), token.clone(), closed));
-    let telling = tokio::spawn(super::tell::tell(events, move || room.conditions()));
+    let telling = tokio::spawn(super::tell::tell(events, move || (room.conditions(), HOLD)));
     let work = async {
         match forbidden {
             Some(condition) => {
@@ -172,12 +173,13 @@ async fn ask(config: &Config, me: NodeId, kube: &Kube, store: &mut Store, waits:
             Err(problem) => problem,
         };
         failures += 1;
-        let mut waits = waits.lock().unwrap_or_else(PoisonError::into_inner);
-        if waits.first().map(|c| &c.message) != Some(&problem.message) {
-            tracing::warn!("{}; {}", problem.message, problem.hint);
+        {
+            let mut waits = waits.lock().unwrap_or_else(PoisonError::into_inner);
+            if waits.first().map(|c| &c.message) != Some(&problem.message) {
+                tracing::warn!("{}; {}", problem.message, problem.hint);
+            }
+            *waits = vec![problem];
         }
-        *waits = vec![problem];
-        drop(waits);
         tokio::time::sleep(pace::after_failures(failures, rand::random())).await;
     }
 }
@@ -195,6 +197,12 @@ async fn attempt(
         Err(e) if super::is_away(&e) => return Err(waits("this Node's addresses")(e)),
         // The rounds tell what is wrong there; it is no reason not to start.
         _ => {}
+    }
+    if fresh
+        && let Some(services) = kube.services().await
+        && let Some(overlap) = judge::services_overlap(&services, &config.ranges)
+    {
+        return Err(overlap);
     }
     let keys = if config.password.is_empty() {
         let keys = kube.keys_or_new().await.map_err(waits("the cluster key"))?;

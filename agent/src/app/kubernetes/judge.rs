@@ -97,6 +97,21 @@ pub(super) fn service_overlap(host: Option<&str>, ranges: &[IpNet]) -> Option<Co
     ))
 }
 
+/// The same, by the ranges that the server tells.
+pub(super) fn services_overlap(services: &[IpNet], ranges: &[IpNet]) -> Option<Condition> {
+    let clash = |a: &IpNet, b: &IpNet| a.contains(b) || b.contains(a);
+    let (range, service) = ranges.iter().find_map(|range| {
+        services.iter().find(|service| clash(range, service)).map(|service| (range, service))
+    })?;
+    Some(condition(
+        Health::Broken,
+        "ServiceOverlap",
+        format!("IPALLOC_RANGE {range} overlaps {service}, which the cluster's services use"),
+        "choose an IPALLOC_RANGE outside the cluster's service range, the same on every node"
+            .to_owned(),
+    ))
+}
+
 /// The range overlaps what this host uses.
 pub(super) fn range_overlap(error: &anyhow::Error) -> Condition {
     condition(
@@ -243,6 +258,10 @@ mod tests {
         assert_eq!(service_overlap(Some("10.0.0.1"), &ranges), None);
         assert_eq!(service_overlap(Some("api.example"), &ranges), None);
         assert_eq!(service_overlap(None, &ranges), None);
+        let services = ["172.16.0.0/16".parse().unwrap(), "10.100.0.0/16".parse().unwrap()];
+        let found = services_overlap(&services, &ranges).unwrap();
+        assert!(found.message.contains("10.100.0.0/16"), "{}", found.message);
+        assert_eq!(services_overlap(&services[..1], &ranges), None);
     }
 
     #[test]

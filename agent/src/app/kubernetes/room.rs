@@ -18,11 +18,12 @@ use weft_proto::id::NodeId;
 
 use super::boot::Waits;
 use super::judge;
-use crate::api::backend::{Backend, BackendError};
+use crate::api::backend::{Backend, BackendError, PolicyQuestion};
 use crate::api::{self, Token};
 use crate::config::{Callers, Config};
 use crate::kube::Kube;
 use crate::mesh::net::BoxFuture;
+use crate::policy::explain::Explanation;
 
 /// The daemon before there is one.
 pub(super) struct Room {
@@ -205,6 +206,10 @@ impl Backend for Room {
     }
 
     fn recover(&self) -> BoxFuture<'_, Result<u64, BackendError>> {
+        self.not_yet()
+    }
+
+    fn explain(&self, _: PolicyQuestion) -> BoxFuture<'_, Result<Explanation, BackendError>> {
         self.not_yet()
     }
 

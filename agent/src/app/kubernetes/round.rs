@@ -42,6 +42,8 @@ struct State {
     lists: u32,
     next_list: Option<Instant>,
     keys: Vec<String>,
+    /// The ranges of services were asked for.
+    services_known: bool,
 }
 
 /// For ever, where there is Kubernetes.
@@ -92,13 +94,25 @@ async fn round(
     state: &mut State,
     local: &Local,
 ) -> Result<(), KubeError> {
-    settle(own_node(app, wired, local).await)?;
     if app.config.password.is_empty() {
         settle(keys(app, wired, state, local).await)?;
     }
     if !wired.by_list {
         settle(record(app, wired, state, local).await)?;
         settle(look_for_peers(app, wired, state, local).await)?;
+    }
+    // After the record, which decides what the Node says of the cluster.
+    settle(own_node(app, wired, local).await)?;
+    if !std::mem::replace(&mut state.services_known, true) {
+        let ranges = &app.config.ranges;
+        app.condition(
+            "ServiceOverlap",
+            wired
+                .kube
+                .services()
+                .await
+                .and_then(|services| judge::services_overlap(&services, ranges)),
+        );
     }
     Ok(())
 }

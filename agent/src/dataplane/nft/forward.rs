@@ -229,13 +229,20 @@ fn verdict(data: &[u8]) -> Option<u32> {
     attr(attr(attr(data, 2)?, 2)?, 1).and_then(be32)
 }
 
+/// A match or target in the form of iptables' own modules, by name.
+fn is_module(data: &[u8], name: &str) -> bool {
+    attr(data, 1).map(text).as_deref() == Some(name)
+}
+
 /// A rule without a match that drops or rejects.
 fn drops_everything(rule: &[u8]) -> bool {
     let mut drops = false;
     for (name, data) in expressions(rule) {
         match name.as_str() {
             "counter" | "log" => {}
+            "match" if is_module(data, "comment") => {}
             "reject" => drops = true,
+            "target" if is_module(data, "REJECT") => drops = true,
             "immediate" => drops |= verdict(data) == Some(DROP),
             _ => return false,
         }
@@ -254,6 +261,7 @@ fn lets_pass(rule: &[u8], ranges: &[IpNet]) -> bool {
                 named |= names_us(value, ranges);
             }
             "reject" => return false,
+            "target" if is_module(data, "REJECT") => return false,
             "immediate" if verdict(data) == Some(DROP) => return false,
             _ => {}
         }

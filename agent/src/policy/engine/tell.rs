@@ -81,7 +81,7 @@ impl Driver {
             out.push(Condition {
                 health: Health::Ok,
                 reason: "PolicyLog".to_owned(),
-                message: format!("refused packets are not logged: netlink log group {}: {why}", LOG_GROUP),
+                message: format!("refused packets are not logged: netlink log group {LOG_GROUP}: {why}"),
                 hint: "policy is enforced and counted; for the log: modprobe nfnetlink_log, and let no other program use that group".to_owned(),
             });
         }

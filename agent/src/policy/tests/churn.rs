@@ -32,7 +32,7 @@ struct Cluster {
     lives: u64,
 }
 
-fn pod(n: u64, life: u64, labels: Value, address: u64) -> Value {
+fn pod(n: u64, life: u64, labels: &Value, address: u64) -> Value {
     json!({
         "metadata": {"namespace": "default", "name": format!("p{n}"), "uid": format!("u{life}"), "labels": labels},
         "spec": {"nodeName": "node", "containers": [{"ports": [{"name": "web", "containerPort": 8000 + address}]}]},
@@ -106,7 +106,7 @@ impl Cluster {
                 let address = (0..8).find(|a| !used.contains(a))?;
                 self.lives += 1;
                 self.local.insert(address, (n, self.lives));
-                self.pods.insert(n, pod(n, self.lives, labels(dice), address));
+                self.pods.insert(n, pod(n, self.lives, &labels(dice), address));
                 Some(Change::Pod(read(self.pods[&n].clone())))
             }
         }
@@ -159,6 +159,10 @@ fn in_the_end_the_kernel_holds_what_a_fresh_start_makes() {
         let table = engine.report().table;
         // Every delta was taken as it was: nothing had to be looked up again.
         assert_eq!((table.repairs, table.errors.len()), (0, 0), "seed {seed}: {table:?}");
+        eprintln!(
+            "seed {seed}: {} transactions, longest {} us",
+            table.transactions, table.longest_us
+        );
         drop(engine);
         let again = start(&node, config());
         again.local(cluster.locals());

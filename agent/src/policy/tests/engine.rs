@@ -24,7 +24,7 @@ fn namespace() -> Change {
     Change::Namespace(read(json!({"metadata": {"name": "default"}})))
 }
 
-fn pod(n: usize, labels: Value) -> Change {
+fn pod(n: usize, labels: &Value) -> Change {
     Change::Pod(read(json!({
         "metadata": {"namespace": "default", "name": format!("p{n}"), "uid": format!("u{n}"), "labels": labels},
         "spec": {"nodeName": "node"},
@@ -71,7 +71,7 @@ pub(super) fn start(node: &Node, config: PolicyConfig) -> EngineHandle {
 fn cluster() -> Vec<Change> {
     let web = json!({"app": "web"});
     let client = json!({"role": "client"});
-    vec![namespace(), pod(1, web), pod(2, client), pod(3, json!({})), policy()]
+    vec![namespace(), pod(1, &web), pod(2, &client), pod(3, &json!({})), policy()]
 }
 
 fn admit(engine: &EngineHandle, n: usize) {
@@ -108,7 +108,7 @@ fn policies_are_enforced_and_followed() {
     node.check(3, 1, 80, false, false);
     node.check(1, 3, 90, true, true);
     // Relabelled.
-    engine.changes(vec![pod(3, json!({"role": "client"})), pod(2, json!({}))]);
+    engine.changes(vec![pod(3, &json!({"role": "client"})), pod(2, &json!({}))]);
     settled(&engine);
     node.check(3, 1, 80, true, false);
     node.check(2, 1, 80, false, false);
@@ -212,7 +212,7 @@ fn before_the_server_answers_nothing_is_loosened() {
     node.check(3, 1, 80, false, false);
     node.check(2, 3, 80, true, true);
     // Some of what the server knows is not all of it.
-    engine.changes(vec![namespace(), pod(1, json!({"app": "web"}))]);
+    engine.changes(vec![namespace(), pod(1, &json!({"app": "web"}))]);
     settled(&engine);
     node.check(3, 1, 80, false, false);
     // Flushed meanwhile, who was restricted is closed.
@@ -286,12 +286,12 @@ fn a_new_pod_is_looked_up_or_closed() {
     let engine = start(&node, config());
     let lookup = std::sync::Arc::new(OnePod {
         engine: engine.clone(),
-        known: pod(3, json!({"role": "client"})),
+        known: pod(3, &json!({"role": "client"})),
         asked: AtomicU32::new(0),
     });
     engine.set_lookup(lookup.clone());
     engine.local(vec![]);
-    engine.changes(vec![namespace(), pod(1, json!({"app": "web"})), policy()]);
+    engine.changes(vec![namespace(), pod(1, &json!({"app": "web"})), policy()]);
     engine.synced(true);
     engine.local(locals(&[1]));
     admit(&engine, 1);
@@ -306,7 +306,7 @@ fn a_new_pod_is_looked_up_or_closed() {
     admit(&engine, 4);
     node.check(4, 3, 80, false, false);
     node.check(3, 4, 80, false, false);
-    engine.changes(vec![pod(4, json!({}))]);
+    engine.changes(vec![pod(4, &json!({}))]);
     settled(&engine);
     node.check(4, 3, 80, true, true);
     // Gone: its address is anybody's.

@@ -46,7 +46,7 @@ fn a_chain() -> impl Strategy<Value = Chain> {
 }
 
 fn address(n: u8) -> std::net::IpAddr {
-    if n % 2 == 0 { ip(&format!("10.0.0.{n}")) } else { ip(&format!("fd00::{n}")) }
+    if n.is_multiple_of(2) { ip(&format!("10.0.0.{n}")) } else { ip(&format!("fd00::{n}")) }
 }
 
 /// A state of these chains: who uses which, and who is in which set.

@@ -203,10 +203,14 @@ impl Known {
             return;
         }
         for lease in self.locals.values() {
-            let Ok((pod, _)) = self.local(lease) else { continue };
-            if pod.key.namespace == *space
-                && old.into_iter().chain(&new).any(|policy| policy.subject.matches(&pod.labels))
-            {
+            let affected = match self.local(lease) {
+                Ok((pod, _)) => {
+                    let selects = |policy: &NetworkPolicy| policy.subject.matches(&pod.labels);
+                    pod.key.namespace == *space && old.into_iter().chain(&new).any(selects)
+                }
+                Err(_) => lease.pod.as_ref().is_some_and(|pod| pod.namespace == *space),
+            };
+            if affected {
                 touched.subjects.extend(lease.addresses.iter().copied());
             }
         }
@@ -234,9 +238,13 @@ impl Known {
             return;
         }
         for lease in self.locals.values() {
-            let Ok((pod, space)) = self.local(lease) else { continue };
-            let selects = |policy: &ClusterPolicy| selects(policy, pod, space);
-            if old.into_iter().chain(&new).any(selects) {
+            let affected = match self.local(lease) {
+                Ok((pod, space)) => {
+                    old.into_iter().chain(&new).any(|policy| selects(policy, pod, space))
+                }
+                Err(_) => true,
+            };
+            if affected {
                 touched.subjects.extend(lease.addresses.iter().copied());
             }
         }
@@ -376,6 +384,18 @@ impl Known {
         }) {
             self.holders.remove(&address);
         }
+    }
+
+    /// True if a policy could have a say about a pod of which only the namespace's name is
+    /// known.
+    pub(in crate::policy) fn could_apply(&self, namespace: &Text, direction: Direction) -> bool {
+        let policies = self.spaces.get(namespace).map(|space| space.policies.values());
+        let mut network = policies.into_iter().flatten();
+        network.any(|policy| compile::network_rules(policy, direction).is_some())
+            || self
+                .cluster
+                .iter()
+                .any(|policy| !compile::cluster_rules(policy, direction).is_empty())
     }
 
     /// Policies with a say about a pod in one direction.

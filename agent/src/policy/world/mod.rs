@@ -28,10 +28,12 @@ use crate::policy::state::{Delta, Direction, PolicyState};
 use known::{Known, Touched};
 use update::Compiled;
 
-/// What a local pod may do whose labels are not known yet.
+/// What a local pod may do whose labels are not known yet, in a direction in which a
+/// policy of its namespace or of the cluster could apply to it. Where none could, its
+/// labels do not matter.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Unknown {
-    /// Nothing, in both directions.
+    /// Nothing.
     #[default]
     Deny,
     /// Everything.
@@ -185,14 +187,15 @@ impl World {
             let isolation = |direction| match &found {
                 Ok((pod, space)) => isolation(&self.known, pod, space, direction),
                 Err(_) => Isolation {
-                    isolated: self.settings.unknown == Unknown::Deny,
+                    isolated: self.settings.unknown == Unknown::Deny
+                        && self.known.could_apply(&pod.namespace, direction),
                     policies: Vec::new(),
                 },
             };
             Some(LocalStatus {
                 id: lease.id.clone(),
-                namespace: pod.namespace,
-                name: pod.name,
+                namespace: pod.namespace.clone(),
+                name: pod.name.clone(),
                 addresses: lease.addresses.to_vec(),
                 missing: found.as_ref().err().copied(),
                 ingress: isolation(Direction::Ingress),

@@ -105,14 +105,21 @@ fn a_pod_may_talk_to_itself() {
 
 #[test]
 fn unknown_pods_are_closed_or_open_as_set() {
+    let db = json!({ "podSelector": { "matchLabels": { "app": "db" } } });
     for (unknown, open) in [(Unknown::Deny, false), (Unknown::Allow, true)] {
         let mut world = world(unknown);
+        world.apply(policy("db", db.clone()));
         let delta = world.apply(lease("web", Some("uid-web"), A));
         assert_eq!(delta.is_empty(), open);
         assert!(!world.is_known("lease-web-10.32.0.1"));
         assert_eq!(tcp(&world, B, A, 80), open);
-        assert_eq!(tcp(&world, A, B, 80), open);
+        assert!(tcp(&world, A, B, 80), "no policy could isolate it for egress");
         assert_eq!(world.locals()[0].missing, Some(Missing::Pod));
+        assert_eq!(world.locals()[0].ingress.isolated, !open);
+        let end = |text: &str| text.parse::<End>().unwrap();
+        let told = world.explain(&end(B), &end("shop/web"), Protocol::Tcp, 80).unwrap();
+        assert_eq!(told.allowed, open);
+        assert_eq!(told.ingress.reason, Reason::Unknown { missing: Missing::Pod });
         world.apply(put_pod(&pod("web", &json!({}), A)));
         assert_eq!(world.locals()[0].missing, Some(Missing::Namespace));
         assert_eq!(tcp(&world, B, A, 80), open);
@@ -121,6 +128,24 @@ fn unknown_pods_are_closed_or_open_as_set() {
         assert!(tcp(&world, B, A, 80), "no policy selects it");
         assert_eq!(*world.state(), PolicyState::default());
     }
+}
+
+#[test]
+fn an_unknown_pod_is_free_where_no_policy_could_apply() {
+    let mut world = world(Unknown::Deny);
+    let delta = world.apply(lease("web", None, A));
+    assert!(delta.is_empty() && tcp(&world, B, A, 80));
+    world.apply(policy("out", json!({ "policyTypes": ["Egress"] })));
+    assert!(tcp(&world, B, A, 80) && !tcp(&world, A, B, 80));
+    world.apply(Change::PolicyGone("shop".into(), "out".into()));
+    assert!(tcp(&world, A, B, 80));
+    let guard = json!({ "metadata": { "name": "guard" }, "spec": { "tier": "Baseline", "priority": 1,
+        "subject": { "namespaces": {} },
+        "ingress": [{ "action": "Accept", "from": [{ "namespaces": {} }] }] } });
+    world.apply(Change::ClusterPolicy(serde_json::from_value(guard).unwrap()));
+    assert!(!tcp(&world, B, A, 80) && tcp(&world, A, B, 80));
+    world.apply(Change::ClusterPolicyGone("guard".into()));
+    assert_eq!(*world.state(), PolicyState::default());
 }
 
 #[test]

@@ -246,14 +246,14 @@ fn chains_of(subject: &Subject) -> impl Iterator<Item = &ChainId> {
 /// Chains of an address; `None` if it is not restricted.
 fn subject(known: &Known, unknown: Unknown, address: IpAddr, fresh: &mut Fresh) -> Option<Subject> {
     let lease = known.lease_at(address)?;
-    lease.pod.as_ref()?;
+    let pod = lease.pod.as_ref()?;
     let mut chain = |direction: Direction| match known.local(lease) {
         Ok((pod, _)) if pod.host_network => None,
         Ok((pod, space)) => {
             let selected = known.selected(pod, space, direction);
             fresh.of_pod(pod, &selected, direction)
         }
-        Err(_) if unknown == Unknown::Deny => {
+        Err(_) if unknown == Unknown::Deny && known.could_apply(&pod.namespace, direction) => {
             Some(fresh.add(compile::closed(direction), BTreeMap::new()))
         }
         Err(_) => None,
