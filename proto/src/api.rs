@@ -199,9 +199,6 @@ pub struct Status {
     /// The API server; absent where there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kubernetes: Option<KubernetesStatus>,
-    /// Network policy; absent where it is not enforced.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub policy: Option<PolicyStatus>,
 }
 
 /// What this node has to do with the API server.

@@ -415,8 +415,8 @@ pub(super) fn unknown(text: &str) -> Parsed<Unknown> {
 /// True if connections are dropped.
 pub(super) fn established(text: &str) -> Parsed<bool> {
     match text {
-        "deny" => Ok(Unknown::Deny),
-        "allow" => Ok(Unknown::Allow),
+        "drop" => Ok(true),
+        "keep" => Ok(false),
         _ => Err(String::new()),
     }
 }
