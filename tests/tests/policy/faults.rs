@@ -110,7 +110,7 @@ fn without_the_api_server_nothing_changes_and_strangers_are_closed() -> Result {
 #[test]
 fn pods_come_and_go_while_policies_change() -> Result {
     let rounds: usize =
-        std::env::var("WEFT_POLICY_CHURN").ok().and_then(|t| t.parse().ok()).unwrap_or(40);
+        std::env::var("WEFT_POLICY_CHURN").ok().and_then(|t| t.parse().ok()).unwrap_or(24);
     let mut dice = Dice::new("churn");
     let mut lab = lab()?;
     // Whoever has the label may reach x/a; nobody else, and nobody at all the others of x.

@@ -18,7 +18,7 @@ use weft_tests::policy::{NodePlan, Plan, PodPlan};
 use weft_tests::policy_lab::{LabPod, PolicyLab};
 
 /// For the cases of an ordinary run.
-const BUDGET: Duration = Duration::from_secs(25);
+const BUDGET: Duration = Duration::from_secs(15);
 /// Tries to get an address again.
 const AGAIN: usize = 24;
 
