@@ -16,8 +16,8 @@ const PORT: u16 = 8080;
 /// externalTrafficPolicy Cluster and Local.
 const CLUSTER_PORT: u16 = 30080;
 const LOCAL_PORT: u16 = 30081;
-/// A machine that is no node.
-const OUTSIDE: &str = "172.31.117.200";
+/// A machine that is no node: the underlay's own address.
+const OUTSIDE: &str = "172.31.117.1";
 
 /// Answers every connection with the address it comes from.
 fn serve(netns: &Netns, port: u16) -> Result<()> {
@@ -123,7 +123,6 @@ struct Scene {
 impl Scene {
     fn new(cluster: Cluster) -> Result<Self> {
         let outside = Netns::named(&cluster.plan.underlay);
-        outside.ip(&format!("addr add {OUTSIDE}/24 dev br0\n"))?;
         let pods = cluster.add_pods_on(&[1, 1, 2])?;
         serve(&pods[1].netns(), PORT)?;
         for (number, here) in [(1, true), (2, false)] {
