@@ -93,7 +93,7 @@ fn cluster_ip(cluster: &KubeCluster, pods: &[PodNetns]) -> Result<usize> {
     let mut count = 0;
     let mut met = BTreeSet::new();
     let inside = pods.iter().map(|pod| &**pod);
-    for from in inside.chain(cluster.nodes().iter().map(|node| node.netns())) {
+    for from in inside.chain(cluster.nodes().iter().map(weft_tests::kubernetes::KubeNode::netns)) {
         for _ in 0..4 {
             let name = http(from, web.at(80)?, "/hostname")?;
             ensure!(backends.contains(&name), "{} was answered by {name}", from.name());
@@ -130,7 +130,7 @@ fn node_port(cluster: &KubeCluster, pods: &[PodNetns]) -> Result<usize> {
     let mut count = 0;
     for node in cluster.nodes() {
         let at = SocketAddr::new(node.address(), port);
-        let others = cluster.nodes().iter().map(|node| node.netns());
+        let others = cluster.nodes().iter().map(weft_tests::kubernetes::KubeNode::netns);
         let inside = pods.iter().map(|pod| &**pod);
         for from in others.chain(inside).chain([cluster.outside()]) {
             http(from, at, "/hostname").with_context(|| format!("from {}", from.name()))?;
@@ -168,7 +168,7 @@ fn host_port(cluster: &KubeCluster, pods: &[PodNetns]) -> Result<usize> {
         let own = pods.iter().find(|p| p.pod.node == node.name() && p.pod.name.starts_with("web-"));
         let own = &own.with_context(|| format!("no pod `web` on {}", node.name()))?.pod.name;
         let inside = pods.iter().map(|pod| &**pod);
-        let nodes = cluster.nodes().iter().map(|node| node.netns());
+        let nodes = cluster.nodes().iter().map(weft_tests::kubernetes::KubeNode::netns);
         for from in inside.chain(nodes).chain([cluster.outside()]) {
             let name =
                 http(from, at, "/hostname").with_context(|| format!("from {}", from.name()))?;
