@@ -110,7 +110,7 @@ fn rules(dice: &mut Dice, side: &str, addresses: &[String]) -> Value {
 }
 
 /// A NetworkPolicy in one of the three namespaces.
-pub fn network_policy(dice: &mut Dice, name: &str, addresses: &[String]) -> Value {
+pub(crate) fn network_policy(dice: &mut Dice, name: &str, addresses: &[String]) -> Value {
     let mut spec = json!({ "podSelector": pods(dice) });
     match dice.below(4) {
         0 => {}
@@ -164,7 +164,7 @@ fn cluster_rules(dice: &mut Dice, side: &str, tier: &str, addresses: &[String]) 
 }
 
 /// A ClusterNetworkPolicy.
-pub fn cluster_policy(dice: &mut Dice, name: &str, addresses: &[String]) -> Value {
+pub(crate) fn cluster_policy(dice: &mut Dice, name: &str, addresses: &[String]) -> Value {
     let tier = *pick(dice, &["Admin", "Baseline"]);
     let subject = if one_in(dice, 2) {
         json!({ "namespaces": spaces(dice) })

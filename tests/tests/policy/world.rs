@@ -22,7 +22,7 @@ fn word(protocol: Protocol) -> &'static str {
 }
 
 /// All objects that policy depends on.
-pub fn objects(lab: &PolicyLab) -> Result<Objects> {
+pub(crate) fn objects(lab: &PolicyLab) -> Result<Objects> {
     Ok(Objects {
         pods: lab.api.list("pods", "")?,
         namespaces: lab.api.list("namespaces", "")?,
@@ -34,27 +34,27 @@ pub fn objects(lab: &PolicyLab) -> Result<Objects> {
 
 /// What a matrix came to.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Tally {
+pub(crate) struct Tally {
     /// Cells tried.
-    pub cells: usize,
+    pub(crate) cells: usize,
     /// Those that got through, as they should.
-    pub open: usize,
+    pub(crate) open: usize,
 }
 
 /// Every cell is as the API says, once the agents have caught up.
-pub fn check(lab: &mut PolicyLab, what: &str) -> Result<Tally> {
+pub(crate) fn check(lab: &mut PolicyLab, what: &str) -> Result<Tally> {
     lab.converge()?;
     compare(lab, what)
 }
 
 /// Every cell is as the API says, now.
-pub fn compare(lab: &mut PolicyLab, what: &str) -> Result<Tally> {
+pub(crate) fn compare(lab: &mut PolicyLab, what: &str) -> Result<Tally> {
     let objects = objects(lab)?;
     compare_with(lab, what, &objects)
 }
 
 /// Every cell is as these objects say.
-pub fn compare_with(lab: &mut PolicyLab, what: &str, objects: &Objects) -> Result<Tally> {
+pub(crate) fn compare_with(lab: &mut PolicyLab, what: &str, objects: &Objects) -> Result<Tally> {
     let open = std::cell::Cell::new(0);
     let allowed = |from: IpAddr, to: IpAddr, protocol, port| {
         let connection = Connection { from, to, protocol: word(protocol), port };
@@ -96,7 +96,12 @@ fn short(policy: &Value) -> String {
 /// attached; what it allows need not work yet. Of a Deny rule for peers like the new
 /// pod, other nodes cannot know before its address is told: its own half counts.
 /// Cells with an end in namespace `moving` are left out: its policies change just now.
-pub fn not_more_open(lab: &mut PolicyLab, new: &str, moving: Option<&str>, what: &str) -> Result {
+pub(crate) fn not_more_open(
+    lab: &mut PolicyLab,
+    new: &str,
+    moving: Option<&str>,
+    what: &str,
+) -> Result {
     let objects = objects(lab)?;
     let (mut reached, _) = lab.compare(|_, _, _, _| false)?;
     let moves = |name: &str| moving.is_some_and(|m| name.split('/').next() == Some(m));
@@ -124,7 +129,7 @@ pub fn not_more_open(lab: &mut PolicyLab, new: &str, moving: Option<&str>, what:
 }
 
 /// These objects, and a pod with this address that may do nothing.
-pub fn isolated(objects: &Objects, address: std::net::Ipv4Addr) -> Objects {
+pub(crate) fn isolated(objects: &Objects, address: std::net::Ipv4Addr) -> Objects {
     let mut all = objects.clone();
     let ip = address.to_string();
     all.pods.push(serde_json::json!({
