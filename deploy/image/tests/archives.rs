@@ -1,5 +1,7 @@
 //! What runtimes find in the archives.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 use std::collections::BTreeMap;
 use std::io::Read;
 
