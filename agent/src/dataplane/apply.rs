@@ -115,8 +115,8 @@ fn alone(rtnl: &Rtnl, indexes: &mut Indexes, op: &Op) -> Option<Result<(), Refus
         }
         Op::SetLink(name, spec) => rtnl.set_link(index(name), spec),
         Op::DelLink(name) => rtnl.del_link(index(name)),
-        Op::AddAddr(net) => rtnl.add_addr(index(BRIDGE), *net),
-        Op::DelAddr(net) => rtnl.del_addr(index(BRIDGE), *net),
+        Op::AddAddr(dev, net) => rtnl.add_addr(index(dev), *net),
+        Op::DelAddr(dev, net) => rtnl.del_addr(index(dev), *net),
         Op::SetSysctl(path, value) => sysctl::write(path, value),
         _ => return None,
     })
@@ -128,8 +128,8 @@ fn is_batched(op: &Op) -> bool {
         Op::AddLink(..)
             | Op::SetLink(..)
             | Op::DelLink(_)
-            | Op::AddAddr(_)
-            | Op::DelAddr(_)
+            | Op::AddAddr(..)
+            | Op::DelAddr(..)
             | Op::SetSysctl(..)
     )
 }
@@ -173,13 +173,13 @@ fn is_done_already(op: &Op, errno: i32) -> bool {
     use nix::libc::{EADDRNOTAVAIL, EEXIST, ENODEV, ENOENT, ESRCH};
     match op {
         Op::DelLink(_)
-        | Op::DelAddr(_)
+        | Op::DelAddr(..)
         | Op::DelNeigh(..)
         | Op::DelFdb(..)
         | Op::DelNexthop(_)
         | Op::DelRoute(_)
         | Op::DelPodRoute(_) => matches!(errno, ENODEV | EADDRNOTAVAIL | ENOENT | ESRCH),
-        Op::AddAddr(_) => errno == EEXIST,
+        Op::AddAddr(..) => errno == EEXIST,
         _ => false,
     }
 }

@@ -54,7 +54,7 @@ pub struct Desired {
     /// Bridge and VXLAN device; empty until there is a range to serve.
     pub links: BTreeMap<String, LinkSpec>,
     /// Addresses of the bridge.
-    pub addrs: BTreeSet<IpNet>,
+    pub addrs: BTreeSet<(String, IpNet)>,
     /// Ranges of the pod network.
     pub ranges: Vec<IpNet>,
     /// Peers' gateways on the VXLAN device.
@@ -146,12 +146,21 @@ fn has_v6(intent: &Intent) -> bool {
 
 /// Own addresses carry the length of the range they are from, so that looking
 /// at the bridge tells the range.
-fn own_addresses(intent: &Intent) -> BTreeSet<IpNet> {
-    let with_range = |own: &IpAddr| {
-        let range = intent.ranges.iter().find(|range| range.contains(own))?;
-        IpNet::new(*own, range.prefix_len()).ok()
-    };
-    intent.own.iter().filter_map(with_range).collect()
+///
+/// The tunnel has the IPv4 one too: masquerading (kube-proxy's, of node ports)
+/// takes an address of the device a packet leaves by. Without one it would take
+/// the underlay's, and the answer would come outside the tunnel. IPv6 chooses
+/// by the destination, and finds the one on the bridge.
+fn own_addresses(intent: &Intent) -> BTreeSet<(String, IpNet)> {
+    let mut out = BTreeSet::new();
+    for own in &intent.own {
+        let Some(range) = intent.ranges.iter().find(|range| range.contains(own)) else { continue };
+        out.extend(IpNet::new(*own, range.prefix_len()).ok().map(|net| (BRIDGE.to_owned(), net)));
+        if own.is_ipv4() {
+            out.insert((VXLAN.to_owned(), host_net(*own)));
+        }
+    }
+    out
 }
 
 fn peers(intent: &Intent, facts: &NodeFacts, out: &mut Desired) {
@@ -183,7 +192,7 @@ fn peers(intent: &Intent, facts: &NodeFacts, out: &mut Desired) {
             let nexthop = Nexthop { ipv6: gateway.is_ipv6(), via };
             let id = nexthop_id(&node.0, &nexthop, &out.nexthops);
             out.nexthops.insert(id, nexthop);
-            let src = out.addrs.iter().map(IpNet::addr).find(|own| own.is_ipv6() == ipv6);
+            let src = out.addrs.iter().map(|(_, net)| net.addr()).find(|own| own.is_ipv6() == ipv6);
             let route = Route { to: Target::Nexthop(id), src };
             out.routes.insert((block.trunc(), metric(block)), route);
         }

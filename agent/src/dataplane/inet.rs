@@ -9,7 +9,7 @@ use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressMe
 use rtnetlink::packet_route::route::{
     RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteProtocol, RouteType,
 };
-use weft_proto::names::{BRIDGE, RT_PROTOCOL};
+use weft_proto::names::{BRIDGE, RT_PROTOCOL, VXLAN};
 
 use super::facts::is_ours;
 use super::model::{HostFacts, Observed, Route, Target};
@@ -32,8 +32,9 @@ pub(crate) fn addresses(
     for message in rtnl.addresses()? {
         let scope = u8::from(message.header.scope);
         let Some((dev, net, plain)) = parse_addr(&message, names) else { continue };
-        if dev == BRIDGE && scope == 0 {
-            out.addrs.insert(net, plain);
+        // The kernel gives the tunnel an IPv6 link-local address: not global.
+        if [BRIDGE, VXLAN].contains(&dev) && scope == 0 {
+            out.addrs.insert((dev.to_owned(), net), plain);
         } else if !is_ours(dev) && scope < SCOPE_HOST {
             out.host.addrs.push((dev.to_owned(), net, scope == 0));
         }

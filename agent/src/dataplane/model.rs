@@ -128,10 +128,10 @@ pub enum Op {
     SetLink(String, LinkSpec),
     /// Enslaves a pod's host end to the bridge, sets its flags, brings it up.
     SetPort(String, PortFlags),
-    /// Removes an address from the bridge.
-    DelAddr(IpNet),
-    /// Adds an address to the bridge, without a prefix route.
-    AddAddr(IpNet),
+    /// Removes an address from a device.
+    DelAddr(String, IpNet),
+    /// Adds an address to a device, without a prefix route.
+    AddAddr(String, IpNet),
     /// Removes a neighbour.
     DelNeigh(String, IpAddr),
     /// Sets a permanent neighbour.
@@ -183,8 +183,8 @@ pub struct HostFacts {
 pub struct Observed {
     /// All links, by name.
     pub links: BTreeMap<String, Link>,
-    /// Addresses of the bridge, and whether they come without a prefix route.
-    pub addrs: BTreeMap<IpNet, bool>,
+    /// Addresses of our two devices, and whether they come without a prefix route.
+    pub addrs: BTreeMap<(String, IpNet), bool>,
     /// Permanent neighbours on our devices.
     pub neighs: BTreeMap<(String, IpAddr), Mac>,
     /// Static FDB entries on ports of the bridge.
@@ -223,9 +223,9 @@ impl Observed {
                     (link.port, link.up) = (Some(*flags), true);
                 }
             }
-            Op::DelAddr(net) => self.drop_addr(*net),
-            Op::AddAddr(net) => {
-                self.addrs.insert(*net, true);
+            Op::DelAddr(dev, net) => self.drop_addr(dev, *net),
+            Op::AddAddr(dev, net) => {
+                self.addrs.insert((dev.clone(), *net), true);
             }
             Op::DelNeigh(dev, ip) => {
                 self.neighs.remove(&(dev.clone(), *ip));
@@ -280,10 +280,12 @@ impl Observed {
                 self.apply(&Op::DelNexthop(id));
             }
         }
-        if name == BRIDGE {
-            for net in self.addrs.keys().copied().collect::<Vec<_>>() {
-                self.drop_addr(net);
+        for (dev, net) in self.addrs.keys().cloned().collect::<Vec<_>>() {
+            if dev == name {
+                self.drop_addr(&dev, net);
             }
+        }
+        if name == BRIDGE {
             self.pod_routes.clear();
             self.fdb.clear();
             for link in self.links.values_mut() {
@@ -295,8 +297,8 @@ impl Observed {
     }
 
     /// Routes that prefer an address go with it.
-    fn drop_addr(&mut self, net: IpNet) {
-        self.addrs.remove(&net);
+    fn drop_addr(&mut self, dev: &str, net: IpNet) {
+        self.addrs.remove(&(dev.to_owned(), net));
         self.routes.retain(|_, route| route.src != Some(net.addr()));
     }
 }
@@ -323,8 +325,8 @@ impl std::fmt::Display for Op {
             Self::AddLink(name, _) => write!(f, "create link {name}"),
             Self::SetLink(name, spec) => write!(f, "set link {name} up, mtu {}", spec.mtu),
             Self::SetPort(name, _) => write!(f, "set port {name} of {BRIDGE}"),
-            Self::DelAddr(net) => write!(f, "delete address {net} from {BRIDGE}"),
-            Self::AddAddr(net) => write!(f, "add address {net} to {BRIDGE}"),
+            Self::DelAddr(dev, net) => write!(f, "delete address {net} from {dev}"),
+            Self::AddAddr(dev, net) => write!(f, "add address {net} to {dev}"),
             Self::DelNeigh(dev, ip) => write!(f, "delete neighbour {ip} on {dev}"),
             Self::SetNeigh(dev, ip, _) => write!(f, "set neighbour {ip} on {dev}"),
             Self::DelFdb(dev, _) => write!(f, "delete FDB entry on {dev}"),

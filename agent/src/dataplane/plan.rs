@@ -159,16 +159,16 @@ fn is_pod(key: &(IpNet, u32), desired: &Desired, host: &BTreeSet<IpNet>) -> bool
 }
 
 fn addresses(desired: &Desired, now: &Observed, settling: bool, ops: &mut Vec<Op>) {
-    for (net, without_prefix) in &now.addrs {
-        let wanted = desired.addrs.contains(net);
-        let ours = desired.ranges.iter().any(|range| range.contains(&net.addr()));
+    for (key, without_prefix) in &now.addrs {
+        let wanted = desired.addrs.contains(key);
+        let ours = desired.ranges.iter().any(|range| range.contains(&key.1.addr()));
         if (wanted && !without_prefix) || (!wanted && ours && !settling) {
-            ops.push(Op::DelAddr(*net));
+            ops.push(Op::DelAddr(key.0.clone(), key.1));
         }
     }
-    for net in &desired.addrs {
-        if now.addrs.get(net) != Some(&true) {
-            ops.push(Op::AddAddr(*net));
+    for key in &desired.addrs {
+        if now.addrs.get(key) != Some(&true) {
+            ops.push(Op::AddAddr(key.0.clone(), key.1));
         }
     }
 }
@@ -252,7 +252,7 @@ fn peers(desired: &Desired, host: &BTreeSet<IpNet>, now: &Observed, out: &mut Pl
         .ops
         .iter()
         .filter_map(|op| match op {
-            Op::DelAddr(net) => Some(net.addr()),
+            Op::DelAddr(_, net) => Some(net.addr()),
             _ => None,
         })
         .collect();

@@ -125,8 +125,8 @@ proptest! {
         run(&want, &pods, &mut kernel);
         let left = plan(&want, &pods, &kernel, false);
         prop_assert_eq!(left.ops, vec![]);
-        prop_assert_eq!(kernel.addrs.keys().copied().collect::<Vec<_>>(),
-                        want.addrs.iter().copied().collect::<Vec<_>>());
+        prop_assert_eq!(kernel.addrs.keys().cloned().collect::<Vec<_>>(),
+                        want.addrs.iter().cloned().collect::<Vec<_>>());
         prop_assert_eq!(&kernel.nexthops, &want.nexthops);
     }
 
