@@ -39,6 +39,9 @@ impl Emitter {
             kind: Some("Node".into()),
             uid: Some(name.clone()),
             name: Some(name),
+            // A Node has none, but its Events are kept in this one, and before
+            // 1.22 API servers refuse an Event (422) unless both are the same.
+            namespace: Some("default".into()),
             ..ObjectReference::default()
         }
     }

@@ -1,6 +1,8 @@
 //! What happens to clusters: updates, an API server that is away, power cuts.
 
 use std::fs;
+use std::net::IpAddr;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
@@ -11,7 +13,7 @@ use weft_agent::lab::probe;
 use weft_tests::kubernetes::kubectl::{text, write_json};
 use weft_tests::kubernetes::pods::{self, PodNetns};
 use weft_tests::kubernetes::weft::{self, AgentOf, NAMESPACE};
-use weft_tests::kubernetes::{KubeCluster, cluster};
+use weft_tests::kubernetes::{KubeCluster, KubeNode, cluster};
 use weft_tests::{Result, wait_until};
 
 use crate::traffic::Traffic;
@@ -55,66 +57,88 @@ fn rolled_out(cluster: &KubeCluster) -> Result<bool> {
         && number("/status/numberAvailable") == nodes)
 }
 
-/// The API server is away for two minutes. One agent is killed meanwhile; then
-/// a new pod starts on its node, from a file, as the kubelet's own.
+/// The API server is away for two minutes. One agent is killed meanwhile. New
+/// pods start, from files, as the kubelets' own: on the node of the killed agent,
+/// and on one whose agent goes on, where it is reached at once. An agent that
+/// never heard of the policies since its start isolates new pods
+/// (`POLICY_UNKNOWN`), so there the pod is reached when the server is back.
 pub(crate) fn without_api(cluster: &mut KubeCluster) -> Result<String> {
     let traffic = Traffic::start(cluster, &[])?;
-    let far = workloads::wait(cluster)?;
-    let far = far.iter().find(|pod| pod.node == "n1").context("no pod on n1")?;
+    let pods = workloads::wait(cluster)?;
+    let far = pods.iter().find(|pod| pod.node == "n3").context("no pod on n3")?;
     let far = PodNetns::attach(cluster, far)?;
     let start = Instant::now();
     cluster.kill_api();
+    // Whatever comes of it, the steps after this one need the server.
+    let meanwhile = during_outage(cluster, &far);
+    wait_until("two minutes", OUTAGE, || Ok(start.elapsed() >= OUTAGE))?;
+    cluster.restart_api()?;
+    let away = start.elapsed();
+    let (back, [(_, reached), (restarted, _)]) = meanwhile?;
+    let known = reaches(&far, restarted, PATIENCE)?;
+    for number in [1, 2] {
+        fs::remove_file(static_pod(cluster.node(number)))?;
+    }
+    let measured = traffic.stop()?;
+    cluster.wait_ready(PATIENCE)?;
+    weft::wait_ready(cluster, PATIENCE)?;
+    weft::wait_counted(cluster, PATIENCE)?;
+    Ok(format!(
+        "{:.0} s away; {measured}; killed agent serves after {:.1} s; new pod reached after {:.1} s, \
+         that of the killed agent {:.1} s after the server is back",
+        away.as_secs_f64(),
+        back.as_secs_f64(),
+        reached.as_secs_f64(),
+        known.as_secs_f64()
+    ))
+}
 
-    let node = cluster.node(2);
-    let agent = AgentOf(node);
-    let before = agent.leases()?.len();
+fn static_pod(node: &KubeNode) -> PathBuf {
+    node.file("etc/kubernetes/manifests/static.json")
+}
+
+/// How long the killed agent was away; address of each new pod, and when it was there.
+fn during_outage(
+    cluster: &KubeCluster,
+    far: &PodNetns,
+) -> Result<(Duration, [(IpAddr, Duration); 2])> {
+    let agent = AgentOf(cluster.node(2));
     let old = agent.process()?;
     kill(Pid::from_raw(old.cast_signed()), Signal::SIGKILL)?;
     let back = wait_until("another agent that can serve", OUTAGE, || {
         ensure!(agent.process()? != old, "the killed agent is still there");
         agent.ready()
     })?;
-
     let mut object = pods::pod("static", pods::spec(&pods::server()), None);
     object["spec"]["tolerations"] = json!([{"operator": "Exists"}]);
-    let file = node.file("etc/kubernetes/manifests/static.json");
-    write_json(&file, &object)?;
-    let began = Instant::now();
+    let start = Instant::now();
+    for number in [1, 2] {
+        write_json(&static_pod(cluster.node(number)), &object)?;
+    }
+    let first = lease_of_static(cluster.node(1))?;
+    reaches(far, first, Duration::from_secs(30))?;
+    let reached = start.elapsed();
+    let second = lease_of_static(cluster.node(2))?;
+    Ok((back, [(first, reached), (second, start.elapsed())]))
+}
+
+fn lease_of_static(node: &KubeNode) -> Result<IpAddr> {
     let mut address = None;
-    wait_until("a lease of the static pod", PATIENCE, || {
-        let lease = agent.leases()?.into_iter().find(|lease| {
+    wait_until(&format!("a lease of the static pod on {}", node.name()), PATIENCE, || {
+        let lease = AgentOf(node).leases()?.into_iter().find(|lease| {
             lease.pod.as_deref().is_some_and(|pod| pod.starts_with("default/static"))
         });
         address = lease.and_then(|lease| lease.addresses.first().copied());
         Ok(address.is_some())
     })?;
-    let address = address.context("no address")?;
-    let deadline = Instant::now() + Duration::from_secs(30);
-    ensure!(
-        probe::round_trip(&far, address, deadline, &|| false)?.is_some(),
-        "the new pod at {address} cannot be reached from n1"
-    );
-    let pod = began.elapsed();
-    fs::remove_file(&file)?;
-    wait_until("the static pod's end", PATIENCE, || {
-        let leases = agent.leases()?.len();
-        ensure!(leases == before, "{leases} leases, not {before}");
-        Ok(true)
-    })?;
-    // The rest of it: what is lost is counted at the end.
-    wait_until("two minutes", OUTAGE, || Ok(start.elapsed() >= OUTAGE))?;
-    cluster.restart_api()?;
-    let away = start.elapsed();
-    let measured = traffic.stop()?;
-    cluster.wait_ready(PATIENCE)?;
-    weft::wait_ready(cluster, PATIENCE)?;
-    weft::wait_counted(cluster, PATIENCE)?;
-    Ok(format!(
-        "{:.0} s away; {measured}; killed agent serves after {:.1} s; new pod reached after {:.1} s",
-        away.as_secs_f64(),
-        back.as_secs_f64(),
-        pod.as_secs_f64()
-    ))
+    address.context("no address")
+}
+
+fn reaches(from: &PodNetns, to: IpAddr, patience: Duration) -> Result<Duration> {
+    let start = Instant::now();
+    let trip = probe::round_trip(from, to, start + patience, &|| false)?;
+    ensure!(trip.is_some(), "{to} cannot be reached from {}", from.pod.node);
+    Ok(start.elapsed())
 }
 
 /// Power cut of one node; the others do not notice.
