@@ -1,10 +1,10 @@
 //! Which members' Nodes are gone: pure.
 //!
 //! A member is evicted when it had a Node, the complete list of Nodes has been
-//! without it for [`GRACE`], this node's own Node is in that list (a list that
-//! lacks it is not to be trusted), and the member is not alive in the mesh. One
-//! that is alive stays, and is named. Members that never had a Node are others'
-//! business.
+//! without it for [`GRACE`], some living member's Node is in that list (one that
+//! lacks them all is of another cluster, or wrong), and the member is not alive in
+//! the mesh. One that is alive stays, and is named; so is this node itself. Members
+//! that never had a Node are others' business.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -68,7 +68,9 @@ impl Departed {
         members: &BTreeMap<NodeId, Member>,
         now: Instant,
     ) -> Verdict {
-        if !nodes.complete || !nodes.names.contains(own) {
+        let alive = |member: &Member| member.alive || member.name == own;
+        let known = |member: &Member| alive(member) && nodes.names.contains(&member.name);
+        if !nodes.complete || !members.values().any(known) {
             // Absence means nothing; it must last from when it means something.
             self.absent.clear();
             return Verdict::default();
@@ -82,14 +84,14 @@ impl Departed {
                 self.absent.remove(node);
                 continue;
             }
-            if !self.had_node.contains(node) || member.name == own {
+            if !self.had_node.contains(node) {
                 continue;
             }
             let since = *self.absent.entry(*node).or_insert(now);
             if now.saturating_duration_since(since) < GRACE {
                 continue;
             }
-            if member.alive {
+            if alive(member) {
                 verdict.alive.push(member.name.clone());
             } else {
                 verdict.evict.push(*node);
@@ -180,14 +182,16 @@ mod tests {
                 let verdict = departed.look(&seen, "n0", &all, now);
                 for n in 0..4usize {
                     let id = NodeId([u8::try_from(n).unwrap(); 16]);
-                    let sound = |l: &Look| l.complete && l.present[0];
+                    let lives = |l: &Look, n: usize| n == 0 || l.alive[n];
+                    let sound = |l: &Look| l.complete && (0..4).any(|n| lives(l, n) && l.present[n]);
                     let had = history.iter().any(|(_, l)| sound(l) && l.present[n]);
                     let gone = history.iter().rev()
                         .take_while(|(_, l)| sound(l) && !l.present[n])
                         .last().map(|(since, _)| now - *since);
-                    let due = n != 0 && had && gone.is_some_and(|gone| gone >= GRACE);
-                    prop_assert_eq!(verdict.evict.contains(&id), due && !look.alive[n]);
-                    prop_assert_eq!(verdict.alive.contains(&format!("n{n}")), due && look.alive[n]);
+                    let due = had && gone.is_some_and(|gone| gone >= GRACE);
+                    let living = lives(&look, n);
+                    prop_assert_eq!(verdict.evict.contains(&id), due && !living);
+                    prop_assert_eq!(verdict.alive.contains(&format!("n{n}")), due && living);
                 }
             }
         }

@@ -45,6 +45,8 @@ pub(super) struct Cursor {
     /// it could be older than what is known.
     complete: bool,
     failures: u32,
+    /// How many of the last failures said 403, in a row.
+    denials: u32,
 }
 
 impl Cursor {
@@ -58,7 +60,7 @@ impl Cursor {
 
     /// A page has come; true if it was the last.
     pub(super) fn page(&mut self, version: &str, next: Option<&str>) -> bool {
-        self.failures = 0;
+        (self.failures, self.denials) = (0, 0);
         self.page = next.filter(|token| !token.is_empty()).map(str::to_owned);
         if self.page.is_none() {
             self.at = Some(version.to_owned());
@@ -69,7 +71,7 @@ impl Cursor {
 
     /// The watch speaks: everything up to this version is known.
     pub(super) fn seen(&mut self, version: &str) {
-        self.failures = 0;
+        (self.failures, self.denials) = (0, 0);
         if !version.is_empty() {
             self.at = Some(version.to_owned());
         }
@@ -84,8 +86,13 @@ impl Cursor {
             self.complete = true;
         }
         self.failures = self.failures.saturating_add(1);
+        let denied = matches!(failure, Failure::Denied(_));
+        self.denials = if denied { self.denials.saturating_add(1) } else { 0 };
         match failure {
-            Failure::Denied(_) | Failure::Absent => SELDOM.mul_f64(jitter),
+            // A server that has just started denies everything until it has read
+            // its roles: seldom is for the one that keeps denying.
+            Failure::Denied(_) => doubled(self.denials).min(SELDOM).mul_f64(jitter),
+            Failure::Absent => SELDOM.mul_f64(jitter),
             Failure::Busy(_, pause) => (*pause).max(self.pause()).mul_f64(0.5 + jitter),
             Failure::Expired(_) if self.failures == 1 => Duration::ZERO,
             Failure::Expired(_) | Failure::Away(_) => self.pause().mul_f64(jitter),
@@ -93,9 +100,13 @@ impl Cursor {
     }
 
     fn pause(&self) -> Duration {
-        let doublings = self.failures.saturating_sub(1).min(16);
-        START.saturating_mul(1 << doublings).min(CAP)
+        doubled(self.failures).min(CAP)
     }
+}
+
+/// Twice as long with each time in a row.
+fn doubled(times: u32) -> Duration {
+    START.saturating_mul(1 << times.saturating_sub(1).min(16))
 }
 
 #[cfg(test)]
@@ -156,6 +167,13 @@ mod tests {
             last = pause;
         }
         assert_eq!(last, CAP);
+        // However long it was away: its first denial may be over in a moment.
+        let denied = Failure::Denied("no".into());
+        assert_eq!(cursor.failed(&denied, 0.5), START);
+        for _ in 0..20 {
+            last = cursor.failed(&denied, 0.5);
+        }
+        assert_eq!(last, SELDOM);
         assert!(cursor.failed(&Failure::Absent, 0.0) >= SELDOM / 2);
         cursor.seen("1");
         assert_eq!(cursor.failed(&away, 0.5), START);
