@@ -23,7 +23,7 @@ use weft_tests::kubernetes::{KubeCluster, pods};
 /// What the manifest promises, printed beside what was measured.
 const PROMISED: u64 = 30;
 /// How long a removed node's addresses rest here, instead of ten minutes.
-const QUARANTINE: &str = "20s";
+const QUARANTINE: Duration = Duration::from_secs(20);
 /// More environment for the agents: `NAME=VALUE;NAME=VALUE`.
 const MORE_ENV: &str = "WEFT_E2E_ENV";
 const PATIENCE: Duration = Duration::from_secs(240);
@@ -62,7 +62,8 @@ fn the_manifest_on_three_nodes() -> Result {
 /// From `kubectl apply` to pods that were there before.
 fn install(cluster: &KubeCluster) -> Result<((), String)> {
     let kubectl = cluster.kubectl();
-    let mut manifest = Manifest::load(kubectl)?.env("QUARANTINE", QUARANTINE)?;
+    let mut manifest =
+        Manifest::load(kubectl)?.env("QUARANTINE", &format!("{}s", QUARANTINE.as_secs()))?;
     for pair in std::env::var(MORE_ENV).unwrap_or_default().split(';') {
         if let Some((name, value)) = pair.split_once('=') {
             manifest = manifest.env(name, value)?;
