@@ -187,7 +187,9 @@ fn a_deleted_node_is_evicted_and_may_return() -> Result {
 
 #[test]
 fn the_api_server_may_be_away() -> Result {
-    let mut cluster = Cluster::builder().kubernetes().start()?;
+    // An agent that starts now knows no policy; what its new pods may do meanwhile
+    // is another matter, tested with the policies.
+    let mut cluster = Cluster::builder().kubernetes().env("POLICY_UNKNOWN", "allow").start()?;
     let mut pods = cluster.add_pods(1)?;
     cluster.wait_one_ledger()?;
     for node in cluster.nodes() {

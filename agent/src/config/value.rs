@@ -374,6 +374,8 @@ pub(super) fn quiet(level: &str) -> String {
     let level_of = |target: &str| match target {
         "openraft" => "error",
         "openraft::core::raft_core" | "openraft::replication" => "off",
+        // An outage is told once, by `kube::ask`, and not with every attempt.
+        "kube_client" | "kube_runtime" => "off",
         _ => "warn",
     };
     let libraries = TALKATIVE.iter().map(|target| format!(",{target}={}", level_of(target)));

@@ -53,13 +53,13 @@ impl Emitter {
         while let Some(wait) = self.turn() {
             tokio::time::sleep(wait).await;
         }
-        let event = Event {
-            type_: if tiding.warning { EventType::Warning } else { EventType::Normal },
-            reason: shortened(&tiding.reason, 128),
-            note: Some(shortened(&tiding.note, LONGEST)),
-            action: if tiding.warning { "Raised".into() } else { "Resolved".into() },
-            secondary: None,
+        let (type_, action) = match tiding.warning {
+            true => (EventType::Warning, "Raised"),
+            false => (EventType::Normal, "Resolved"),
         };
+        let reason = shortened(&tiding.reason, 128);
+        let note = Some(shortened(&tiding.note, LONGEST));
+        let event = Event { type_, reason, note, action: action.to_owned(), secondary: None };
         self.kube.ask(CREATE, self.recorder.publish(&event, object)).await
     }
 
