@@ -304,11 +304,12 @@ fn a_new_pod_is_looked_up_or_closed() {
     // Nobody knows that one: closed until somebody does.
     engine.local(locals(&[1, 3, 4]));
     admit(&engine, 4);
-    node.check(4, 3, 80, false, false);
+    // The only policy is about ingress: egress is nobody's business.
+    node.check(4, 3, 80, true, true);
     node.check(3, 4, 80, false, false);
     engine.changes(vec![pod(4, &json!({}))]);
     settled(&engine);
-    node.check(4, 3, 80, true, true);
+    node.check(3, 4, 80, true, true);
     // Gone: its address is anybody's.
     engine.local(locals(&[1, 3]));
     settled(&engine);
