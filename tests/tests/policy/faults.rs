@@ -87,6 +87,13 @@ fn policy_outlives_the_agent() -> Result {
 fn without_the_api_server_nothing_changes_and_strangers_are_closed() -> Result {
     let mut lab = lab()?;
     some_policies(&lab)?;
+    // Selects nobody yet: but who knows what labels a stranger has?
+    lab.api.put(&objects::network_policy(
+        "y",
+        "someday",
+        json!({ "podSelector": { "matchLabels": { "who": "knows" } },
+                "policyTypes": ["Ingress", "Egress"] }),
+    ))?;
     world::check(&mut lab, "before")?;
     lab.api.stop()?;
     world::compare(&mut lab, "without the API server")?;

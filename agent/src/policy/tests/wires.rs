@@ -73,7 +73,7 @@ impl Node {
             if left.is_empty() {
                 return;
             }
-            std::thread::sleep(std::time::Duration::from_millis(20));
+            std::thread::sleep(Duration::from_millis(20));
             left = diff(&desired, &self.read());
         }
         panic!("{}\n{}", format!("{left:?}").chars().take(2000).collect::<String>(), self.rules());
