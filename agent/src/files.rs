@@ -5,7 +5,9 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
+use ring::digest::{SHA256, digest};
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 /// Nobody but the owner.
 pub(crate) const PRIVATE: u32 = 0o600;
@@ -38,9 +40,49 @@ fn write_new(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     file.sync_all()
 }
 
-/// Replaces a private file by JSON of `value`.
+/// Replaces a private file by JSON of `value`, sealed.
 pub(crate) fn replace_json<T: Serialize>(path: &Path, value: &T) -> io::Result<()> {
-    replace(path, &serde_json::to_vec_pretty(value)?, PRIVATE)
+    replace(path, &seal(&serde_json::to_vec_pretty(value)?), PRIVATE)
+}
+
+/// What [`replace_json`] wrote; `None` if there is no file. A file that is not what was
+/// written is an error of kind `InvalidData`.
+pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> io::Result<Option<T>> {
+    match fs::read(path) {
+        Ok(bytes) => {
+            let value = serde_json::from_slice(unseal(&bytes)?);
+            value.map(Some).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))
+        }
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+/// JSON, and behind it its checksum as a JSON string, on one line if the JSON is. JSON alone
+/// would not do: with one digit changed it is still JSON.
+pub(crate) fn seal(json: &[u8]) -> Vec<u8> {
+    [json, b" \"", checksum(json).as_bytes(), b"\"\n"].concat()
+}
+
+/// The JSON of a sealed text. Text without a seal was written by an earlier version, and is
+/// taken for what it is.
+pub(crate) fn unseal(text: &[u8]) -> io::Result<&[u8]> {
+    let Some(body) = text.trim_ascii_end().strip_suffix(b"\"") else { return Ok(text) };
+    let cut = body.len().checked_sub(CHECKSUM + 2);
+    match cut.map(|at| body.split_at(at)) {
+        Some((json, seal)) if seal.strip_prefix(b" \"") == Some(checksum(json).as_bytes()) => {
+            Ok(json)
+        }
+        _ => Err(io::Error::new(io::ErrorKind::InvalidData, "its checksum does not fit")),
+    }
+}
+
+/// Characters of a checksum.
+const CHECKSUM: usize = 16;
+
+fn checksum(bytes: &[u8]) -> String {
+    let hash = digest(&SHA256, bytes);
+    hash.as_ref().iter().take(CHECKSUM / 2).map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Makes a directory for the owner alone. One that exists stays as it is: it
@@ -99,7 +141,7 @@ mod tests {
         assert!(make_private(&path).unwrap() && !make_private(&path).unwrap());
         replace_json(&path, &[1, 2]).unwrap();
         assert_eq!(mode(&path), 0o600);
-        assert_eq!(serde_json::from_slice::<[u8; 2]>(&fs::read(&path).unwrap()).unwrap(), [1, 2]);
+        assert_eq!(read_json::<[u8; 2]>(&path).unwrap(), Some([1, 2]));
         fs::create_dir(dir.join("taken")).unwrap();
         replace(&dir.join("taken"), b"x", 0o600).unwrap_err();
         let mut left: Vec<_> =
@@ -109,5 +151,28 @@ mod tests {
         std::os::unix::fs::symlink("/etc", dir.join("link")).unwrap();
         remove_dir(&dir).unwrap();
         assert!(!dir.exists() && Path::new("/etc/passwd").exists());
+    }
+
+    #[test]
+    fn whatever_happens_to_a_sealed_text_is_seen() {
+        let json = serde_json::to_vec_pretty(&["10.32.0.4/30", "x"]).unwrap();
+        let sealed = seal(&json);
+        assert_eq!(unseal(&sealed).unwrap(), json);
+        let parse = |text: &[u8]| -> Option<Vec<String>> {
+            unseal(text).ok().and_then(|json| serde_json::from_slice(json).ok())
+        };
+        let whole = parse(&sealed);
+        // What an earlier version wrote.
+        assert_eq!(parse(&json), whole);
+        for at in 0..sealed.len() {
+            let cut = parse(&sealed[..at]);
+            assert!(cut.is_none() || cut == whole, "cut at {at}");
+            for flip in 0..8 {
+                let mut spoilt = sealed.clone();
+                spoilt[at] ^= 1 << flip;
+                let found = parse(&spoilt);
+                assert!(found.is_none() || found == whole, "bit {flip} of byte {at}");
+            }
+        }
     }
 }

@@ -16,6 +16,7 @@ pub mod desired;
 mod driver;
 pub(crate) mod events;
 pub mod facts;
+mod fights;
 pub mod handle;
 mod inet;
 pub mod intent;

@@ -2,10 +2,10 @@
 //!
 //! The run directory is memory-backed and vanishes with a reboot, exactly like
 //! the namespaces the leases belong to, so there is no fsync: a written line
-//! survives every death of the agent. One JSON object a line; the journal is
-//! rewritten in short form at start and whenever it has grown long.
+//! survives every death of the agent. One JSON object a line, with its checksum;
+//! the journal is rewritten in short form at start and whenever it has grown long.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
@@ -15,8 +15,12 @@ use serde::{Deserialize, Serialize};
 use weft_proto::api::LeaseInfo;
 use weft_proto::attachment::AttachmentKey;
 
+use crate::files::{seal, unseal};
+
 /// Lines beyond the live leases after which the journal is rewritten.
 const SLACK: usize = 4096;
+/// Ends of leases that outlive a rewriting: as many as interfaces can be waiting to be deleted.
+const GONE: usize = 512;
 
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -45,6 +49,8 @@ pub struct JournalError {
 pub struct Found {
     /// Live leases.
     pub leases: BTreeMap<AttachmentKey, LeaseInfo>,
+    /// Leases that have ended, the last ones: their interfaces may still be there.
+    pub gone: VecDeque<AttachmentKey>,
     /// False if there was no store, or a damaged one: then the kernel is asked.
     pub intact: bool,
     /// Lines that did not parse.
@@ -56,6 +62,7 @@ pub struct Found {
 pub struct Journal {
     path: PathBuf,
     file: File,
+    gone: VecDeque<AttachmentKey>,
     lines: usize,
     /// Bytes of whole lines in the file.
     length: u64,
@@ -70,9 +77,10 @@ impl Journal {
     pub fn open(path: &Path) -> Result<(Self, Found), JournalError> {
         let found = read(path)?;
         let rebuilding = !found.intact;
-        let (file, length) = rewrite(path, found.leases.values(), rebuilding)?;
-        let lines = found.leases.len();
-        Ok((Self { path: path.to_owned(), file, lines, length, rebuilding }, found))
+        let gone = found.gone.clone();
+        let (file, length) = rewrite(path, &gone, found.leases.values(), rebuilding)?;
+        let lines = gone.len() + found.leases.len();
+        Ok((Self { path: path.to_owned(), file, gone, lines, length, rebuilding }, found))
     }
 
     /// Every lease is known again.
@@ -92,17 +100,21 @@ impl Journal {
 
     /// Writes down a lease. When this returns `Ok`, it outlives the agent.
     pub fn put(&mut self, lease: &LeaseInfo) -> Result<(), JournalError> {
-        self.append(&Entry::Put(lease.clone()))
+        self.append(&Entry::Put(lease.clone()))?;
+        self.gone.retain(|gone| *gone != lease.key);
+        Ok(())
     }
 
     /// Writes down the end of a lease.
     pub fn del(&mut self, key: &AttachmentKey) -> Result<(), JournalError> {
-        self.append(&Entry::Del(key.clone()))
+        self.append(&Entry::Del(key.clone()))?;
+        note_gone(&mut self.gone, key.clone());
+        Ok(())
     }
 
     /// True if the journal is worth rewriting with `live` leases.
     pub fn is_long(&self, live: usize) -> bool {
-        self.lines > live + SLACK
+        self.lines > live + GONE + SLACK
     }
 
     /// Rewrites the journal in short form.
@@ -110,8 +122,8 @@ impl Journal {
         &mut self,
         leases: impl ExactSizeIterator<Item = &'a LeaseInfo>,
     ) -> Result<(), JournalError> {
-        self.lines = leases.len();
-        (self.file, self.length) = rewrite(&self.path, leases, self.rebuilding)?;
+        self.lines = self.gone.len() + leases.len();
+        (self.file, self.length) = rewrite(&self.path, &self.gone, leases, self.rebuilding)?;
         Ok(())
     }
 
@@ -146,9 +158,15 @@ impl Journal {
 }
 
 fn line(entry: &Entry) -> io::Result<Vec<u8>> {
-    let mut line = serde_json::to_vec(entry)?;
-    line.push(b'\n');
-    Ok(line)
+    Ok(seal(&serde_json::to_vec(entry)?))
+}
+
+fn note_gone(gone: &mut VecDeque<AttachmentKey>, key: AttachmentKey) {
+    gone.retain(|old| *old != key);
+    gone.push_back(key);
+    if gone.len() > GONE {
+        gone.pop_front();
+    }
 }
 
 fn read(path: &Path) -> Result<Found, JournalError> {
@@ -161,12 +179,14 @@ fn read(path: &Path) -> Result<Found, JournalError> {
     };
     let mut found = Found { intact: true, ..Found::default() };
     for line in bytes.split(|b| *b == b'\n').filter(|l| !l.is_empty()) {
-        match serde_json::from_slice(line) {
+        match unseal(line).and_then(|json| Ok(serde_json::from_slice(json)?)) {
             Ok(Entry::Put(lease)) => {
+                found.gone.retain(|gone| *gone != lease.key);
                 found.leases.insert(lease.key.clone(), lease);
             }
             Ok(Entry::Del(key)) => {
                 found.leases.remove(&key);
+                note_gone(&mut found.gone, key);
             }
             Ok(Entry::Rebuilding) => found.intact = false,
             Err(_) => {
@@ -180,6 +200,7 @@ fn read(path: &Path) -> Result<Found, JournalError> {
 
 fn rewrite<'a>(
     path: &Path,
+    gone: &VecDeque<AttachmentKey>,
     leases: impl Iterator<Item = &'a LeaseInfo>,
     rebuilding: bool,
 ) -> Result<(File, u64), JournalError> {
@@ -188,6 +209,9 @@ fn rewrite<'a>(
     let mut text = Vec::new();
     if rebuilding {
         text.extend(line(&Entry::Rebuilding).map_err(fail("encode"))?);
+    }
+    for key in gone {
+        text.extend(line(&Entry::Del(key.clone())).map_err(fail("encode"))?);
     }
     for lease in leases {
         text.extend(line(&Entry::Put(lease.clone())).map_err(fail("encode"))?);
@@ -307,7 +331,7 @@ mod tests {
         let dir = scratch("compact");
         let path = dir.join("leases.json");
         let (mut journal, _) = Journal::open(&path).unwrap();
-        for _ in 0..SLACK {
+        for _ in 0..(SLACK + GONE) {
             journal.put(&lease("a")).unwrap();
             journal.del(&lease("a").key).unwrap();
         }
@@ -317,6 +341,50 @@ mod tests {
         drop(journal);
         let (_, found) = Journal::open(&path).unwrap();
         assert_eq!(found.leases.len(), 2);
+        fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
+    fn the_last_ends_outlive_a_rewriting() {
+        let dir = scratch("ends");
+        let path = dir.join("leases.json");
+        let (mut journal, _) = Journal::open(&path).unwrap();
+        journal.rebuilt([].iter()).unwrap();
+        for id in ["a", "b"] {
+            journal.put(&lease(id)).unwrap();
+            journal.del(&lease(id).key).unwrap();
+        }
+        journal.put(&lease("a")).unwrap();
+        for _ in 0..2 {
+            let (_, found) = Journal::open(&path).unwrap();
+            assert!(found.intact);
+            assert_eq!(found.gone, [lease("b").key]);
+            assert_eq!(found.leases.keys().collect::<Vec<_>>(), [&lease("a").key]);
+        }
+        fs::remove_dir_all(dir).unwrap();
+    }
+
+    /// With one digit changed, another address would be somebody's.
+    #[test]
+    fn a_spoilt_byte_is_damage_or_nothing() {
+        let dir = scratch("flip");
+        let path = dir.join("leases.json");
+        let (mut journal, _) = Journal::open(&path).unwrap();
+        journal.rebuilt([].iter()).unwrap();
+        journal.put(&lease("a")).unwrap();
+        journal.put(&lease("b")).unwrap();
+        let good = fs::read(&path).unwrap();
+        let whole = [lease("a"), lease("b")];
+        for at in 0..good.len() {
+            for bit in 0..8 {
+                let mut bytes = good.clone();
+                bytes[at] ^= 1 << bit;
+                fs::write(&path, bytes).unwrap();
+                let found = read(&path).unwrap();
+                assert!(found.leases.values().all(|l| whole.contains(l)), "byte {at} bit {bit}");
+                assert!(!found.intact || found.leases.len() == 2, "byte {at} bit {bit}");
+            }
+        }
         fs::remove_dir_all(dir).unwrap();
     }
 }
