@@ -23,7 +23,7 @@ use super::cleanup::failed;
 use super::desired::{Desired, DesiredPods, condition, desired, desired_pods};
 use super::events::{Events, Source};
 use super::facts::{Mtu, is_ours, node_facts, underlay};
-use super::fights::{Fights, Repair};
+use super::fights::{Fights, repair};
 use super::handle::{Applied, Command, Shared, WiredPod, lock};
 use super::intent::Intent;
 use super::model::{Observed, Op};
@@ -80,6 +80,8 @@ pub(crate) struct Driver {
     /// Looks in a row that had to repair something.
     busy: u32,
     fights: Fights,
+    /// The generation at the last look.
+    looked_for: u64,
     /// How long the last look took.
     cost: Duration,
     stop: bool,
@@ -121,6 +123,7 @@ impl Driver {
             reaping: None,
             busy: 0,
             fights: Fights::default(),
+            looked_for: 0,
             cost: Duration::ZERO,
             stop: false,
         };
@@ -255,6 +258,7 @@ impl Driver {
 
     /// The thorough way: what is there, what should be, the difference.
     fn look(&mut self) -> Result<(), DataplaneError> {
+        let churn = std::mem::replace(&mut self.looked_for, self.generation) != self.generation;
         self.observe()?;
         self.want();
         let settling = self.intent.as_ref().is_none_or(|intent| intent.settling);
@@ -264,9 +268,15 @@ impl Driver {
         let done = self.execute(&plan);
         self.schedule_reap();
         if let Ok(Some(what)) = &repaired {
-            self.note_repair(vec![((*what).to_owned(), 0)]);
+            self.note_repair(1, what);
+            self.fights.note(Instant::now(), [((*what).to_owned(), 0)]);
         }
-        self.note_repair(done);
+        if let Some(last) = done.last() {
+            self.note_repair(done.len(), &last.to_string());
+            let links = &self.observed.links;
+            let repairs = done.iter().filter_map(|op| repair(op, &self.pods, links, churn));
+            self.fights.note(Instant::now(), repairs);
+        }
         let quiet = plan.ops.is_empty() && matches!(repaired, Ok(None));
         self.busy = if quiet { 0 } else { self.busy + 1 };
         self.watch_forward();
@@ -302,20 +312,16 @@ impl Driver {
             return Ok(found);
         }
         forward::apply(&mut self.nft, &edits)?;
-        self.note_repair(vec![("accepts in iptables' FORWARD chain".to_owned(), 0); edits.len()]);
+        let what = "accepts in iptables' FORWARD chain";
+        self.note_repair(edits.len(), what);
+        self.fights.note(Instant::now(), [(what.to_owned(), 0)]);
         forward::look(&mut self.nft, &self.desired.ranges)
     }
 
-    fn note_repair(&mut self, repairs: Vec<Repair>) {
-        let Some((last, _)) = repairs.last() else { return };
-        tracing::info!(count = repairs.len(), what = %last, "repaired");
-        self.repairs += repairs.len() as u64;
-        self.last_repair = Some(last.clone());
-        let now = Instant::now();
-        // One change at a time, however many requests it took.
-        for what in repairs.into_iter().collect::<BTreeSet<_>>() {
-            self.fights.note(now, what);
-        }
+    fn note_repair(&mut self, count: usize, what: &str) {
+        tracing::info!(count, %what, "repaired");
+        self.repairs += count as u64;
+        self.last_repair = Some(what.to_owned());
     }
 
     fn observe(&mut self) -> Result<(), DataplaneError> {
@@ -413,7 +419,7 @@ impl Driver {
     }
 
     /// Carries a plan out; tells what the kernel took.
-    fn execute(&mut self, plan: &Plan) -> Vec<Repair> {
+    fn execute(&mut self, plan: &Plan) -> Vec<Op> {
         if plan.ops.is_empty() {
             return Vec::new();
         }
@@ -423,8 +429,7 @@ impl Driver {
         let mut done = Vec::new();
         let failures = apply(&mut self.kernel, &mut indexes, &plan.ops, |op| {
             observed.apply(op);
-            let port = op.port().and_then(|name| observed.links.get(name));
-            done.push((op.to_string(), port.map_or(0, |link| link.index)));
+            done.push(op.clone());
         });
         for (name, link) in &mut observed.links {
             link.index = indexes.get(name).copied().unwrap_or(link.index);

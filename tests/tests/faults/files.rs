@@ -139,6 +139,11 @@ fn every_file_spoilt_in_every_way() -> Result {
         let (mut served, mut refused) = (0, 0);
         let mut slowest = Duration::ZERO;
         for spoil in SPOILS {
+            // What counted as lost is written anew.
+            wait_until(&format!("{names:?} to be there"), PATIENCE, || {
+                let there = |file: &PathBuf| std::fs::metadata(file).is_ok_and(|m| m.len() > 0);
+                Ok(names == ["promises.json"] || files.iter().all(there))
+            })?;
             let node = cluster.node_mut(1);
             node.kill9()?;
             if names == ["promises.json"] {
