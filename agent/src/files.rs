@@ -58,31 +58,32 @@ pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> io::Result<Option<T
     }
 }
 
-/// JSON, and behind it its checksum as a JSON string, on one line if the JSON is. JSON alone
-/// would not do: with one digit changed it is still JSON.
+/// JSON with its checksum behind it. JSON alone would not do: with one digit changed it is
+/// still JSON. The checksum is written in blanks, 0 as a space, 1 as a tab: every reader of
+/// JSON, and an earlier version of the agent, takes the text as ever.
 pub(crate) fn seal(json: &[u8]) -> Vec<u8> {
-    [json, b" \"", checksum(json).as_bytes(), b"\"\n"].concat()
+    [json, &checksum(json), b"\n"].concat()
 }
 
-/// The JSON of a sealed text. Text without a seal was written by an earlier version, and is
-/// taken for what it is.
+/// The JSON of a sealed text. Text without blanks at its end was written by an earlier
+/// version, and is taken for what it is.
 pub(crate) fn unseal(text: &[u8]) -> io::Result<&[u8]> {
-    let Some(body) = text.trim_ascii_end().strip_suffix(b"\"") else { return Ok(text) };
-    let cut = body.len().checked_sub(CHECKSUM + 2);
-    match cut.map(|at| body.split_at(at)) {
-        Some((json, seal)) if seal.strip_prefix(b" \"") == Some(checksum(json).as_bytes()) => {
-            Ok(json)
-        }
-        _ => Err(io::Error::new(io::ErrorKind::InvalidData, "its checksum does not fit")),
+    let text = text.strip_suffix(b"\n").unwrap_or(text);
+    let blanks = text.iter().rev().take_while(|byte| BLANKS.contains(byte)).count();
+    let (json, seal) = text.split_at(text.len() - blanks);
+    if blanks == 0 || seal == checksum(json) {
+        return Ok(json);
     }
+    Err(io::Error::new(io::ErrorKind::InvalidData, "its checksum does not fit"))
 }
 
-/// Characters of a checksum.
-const CHECKSUM: usize = 16;
+const BLANKS: [u8; 2] = *b" \t";
 
-fn checksum(bytes: &[u8]) -> String {
+/// 32 bits.
+fn checksum(bytes: &[u8]) -> Vec<u8> {
     let hash = digest(&SHA256, bytes);
-    hash.as_ref().iter().take(CHECKSUM / 2).map(|byte| format!("{byte:02x}")).collect()
+    let bits = hash.as_ref().iter().take(4).flat_map(|byte| (0..8).map(move |n| byte >> n & 1));
+    bits.map(|bit| BLANKS[usize::from(bit)]).collect()
 }
 
 /// Makes a directory for the owner alone. One that exists stays as it is: it
@@ -162,8 +163,9 @@ mod tests {
             unseal(text).ok().and_then(|json| serde_json::from_slice(json).ok())
         };
         let whole = parse(&sealed);
-        // What an earlier version wrote.
+        // What an earlier version wrote, and what it reads.
         assert_eq!(parse(&json), whole);
+        assert_eq!(serde_json::from_slice::<Vec<String>>(&sealed).ok(), whole);
         for at in 0..sealed.len() {
             let cut = parse(&sealed[..at]);
             assert!(cut.is_none() || cut == whole, "cut at {at}");

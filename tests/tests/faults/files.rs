@@ -62,8 +62,9 @@ fn promise(node: &Node, to: &Node) -> Result<Vec<u8>> {
     let to = to.status()?.node.id;
     let json = serde_json::to_vec(&serde_json::json!([{ "prefix": prefix, "to": to }]))?;
     let hash = digest(&SHA256, &json);
-    let seal: String = hash.as_ref()[..8].iter().map(|byte| format!("{byte:02x}")).collect();
-    Ok([&json[..], format!(" \"{seal}\"\n").as_bytes()].concat())
+    let bits = hash.as_ref()[..4].iter().flat_map(|byte| (0..8).map(move |n| byte >> n & 1));
+    let seal: Vec<u8> = bits.map(|bit| if bit == 0 { b' ' } else { b'\t' }).collect();
+    Ok([&json[..], &seal, b"\n"].concat())
 }
 
 /// What must be the same in every life of a node.
