@@ -20,6 +20,7 @@ use hyper_util::client::legacy::connect::{Connect, HttpConnector};
 use hyper_util::rt::TokioIo;
 use kube::client::Body;
 use tokio::net::TcpStream;
+use tokio::task::JoinSet;
 use tower_service::Service;
 
 use super::{connect, pace};
@@ -28,6 +29,9 @@ use super::{connect, pace};
 const ALONE: Duration = Duration::from_secs(5);
 /// For each address, where there are several.
 const EACH: Duration = Duration::from_secs(2);
+/// The next address is tried beside one that is not connected by then: a pod that
+/// starts waits two seconds for what is asked of it.
+const SLOW: Duration = Duration::from_millis(500);
 /// So many endpoints are tried after the configured address.
 const OTHERS: usize = 2;
 /// The configured address is tried again after this, spread over half to one and a half.
@@ -184,38 +188,55 @@ impl Connector {
         Self { tcp, reach }
     }
 
-    async fn connect(mut self, uri: Uri) -> Result<TokioIo<TcpStream>, NoConnection> {
-        let order = self.reach.ways().order(Instant::now(), rand::random());
+    /// The first way that works; the next is tried when one fails, or is slow.
+    async fn connect(self, uri: Uri) -> Result<TokioIo<TcpStream>, NoConnection> {
+        let mut order = self.reach.ways().order(Instant::now(), rand::random()).into_iter();
         let patience = if order.len() == 1 { ALONE } else { EACH };
+        let mut tries = JoinSet::new();
         let mut failures = Vec::new();
-        for way in order {
-            let (target, name) = match way {
-                Way::Configured => (Ok(uri.clone()), None),
-                Way::Endpoint(endpoint) => {
-                    (format!("http://{endpoint}").parse::<Uri>(), Some(endpoint))
-                }
-            };
-            let made = async {
-                let target = target.map_err(|e| e.to_string())?;
-                let said = |e: &dyn std::error::Error| connect::chain(e);
-                poll_fn(|cx| self.tcp.poll_ready(cx)).await.map_err(|e| said(&e))?;
-                self.tcp.call(target).await.map_err(|e| said(&e))
-            };
-            let why = match tokio::time::timeout(patience, made).await {
-                Ok(Ok(stream)) => {
-                    self.reach.connected(way);
-                    return Ok(stream);
-                }
-                Ok(Err(why)) => why,
-                Err(_) => format!("no connection within {} s", patience.as_secs()),
-            };
-            failures.push(match name {
-                Some(endpoint) => format!("its endpoint {endpoint}: {why}"),
-                None => why,
-            });
+        let mut next = order.next();
+        loop {
+            if let Some(way) = next.take() {
+                tries.spawn(one(self.tcp.clone(), way, uri.clone(), patience));
+            }
+            tokio::select! {
+                done = tries.join_next() => match done {
+                    Some(Ok((way, Ok(stream)))) => {
+                        self.reach.connected(way);
+                        return Ok(stream);
+                    }
+                    Some(Ok((Way::Configured, Err(why)))) => failures.push(why),
+                    Some(Ok((Way::Endpoint(endpoint), Err(why)))) => {
+                        failures.push(format!("its endpoint {endpoint}: {why}"));
+                    }
+                    Some(Err(e)) => failures.push(e.to_string()),
+                    None => return Err(NoConnection(failures.join("; "))),
+                },
+                () = tokio::time::sleep(SLOW), if order.len() > 0 => {}
+            }
+            next = order.next();
         }
-        Err(NoConnection(failures.join("; ")))
     }
+}
+
+async fn one(
+    mut tcp: HttpConnector,
+    way: Way,
+    configured: Uri,
+    patience: Duration,
+) -> (Way, Result<TokioIo<TcpStream>, String>) {
+    let made = async {
+        let target = match way {
+            Way::Configured => configured,
+            Way::Endpoint(endpoint) => {
+                format!("http://{endpoint}").parse::<Uri>().map_err(|e| connect::chain(&e))?
+            }
+        };
+        poll_fn(|cx| tcp.poll_ready(cx)).await.map_err(|e| connect::chain(&e))?;
+        tcp.call(target).await.map_err(|e| connect::chain(&e))
+    };
+    let made = tokio::time::timeout(patience, made).await;
+    (way, made.unwrap_or_else(|_| Err(format!("no connection within {} s", patience.as_secs()))))
 }
 
 impl Service<Uri> for Connector {
