@@ -16,7 +16,7 @@ use weft_proto::api::PolicyStatus;
 use crate::apiserver::{self, ApiServer, objects};
 use crate::cluster::{Builder, Cluster};
 use crate::prober::{Cell, Prober};
-use crate::{Result, wait_until};
+use crate::{Result, manifest, wait_until};
 
 /// Ports of the matrix.
 pub const PORTS: [u16; 2] = [80, 81];
@@ -81,6 +81,7 @@ impl PolicyLab {
         let api = server
             .netns(&underlay)
             .address(SocketAddr::from((gateway, 6443)))
+            .rights(&manifest::documents("deploy/daemonset.yaml")?)?
             .start()
             .context("API server of the lab")?;
         let file = cluster.directory().join("kubeconfig");

@@ -8,12 +8,11 @@ use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use serde_json::{Value, json};
-use weft_proto::api::{Condition, Health, Status};
+use weft_proto::api::Health;
 use weft_tests::apiserver::{ApiServer, Effect, Logged, Verb, objects};
+use weft_tests::conditions::{SOON, found, wait_condition, wait_no_condition};
 use weft_tests::{Cluster, Node, Result, wait_until};
 
-/// Longer than any pause between two looks at the API.
-const SOON: Duration = Duration::from_secs(60);
 const SPACE: &str = "kube-system";
 
 /// Creations that succeeded.
@@ -25,33 +24,6 @@ fn created(api: &ApiServer, resource: &str) -> u64 {
 fn data(api: &ApiServer, resource: &str, entry: &str) -> Result<Option<String>> {
     let object = api.get(resource, SPACE, "weft")?;
     Ok(object.and_then(|object| object["data"][entry].as_str().map(str::to_owned)))
-}
-
-fn found(status: &Status, reason: &str) -> Option<Condition> {
-    status.conditions.iter().find(|condition| condition.reason == reason).cloned()
-}
-
-/// Waits until the node says this; what it says.
-fn wait_condition(node: &Node, reason: &str) -> Result<Condition> {
-    let mut said = None;
-    wait_until(&format!("{reason} on {}", node.plan.name), SOON, || {
-        let status = node.status()?;
-        said = found(&status, reason);
-        if said.is_none() {
-            bail!("it says {:?}", status.conditions);
-        }
-        Ok(true)
-    })
-    .with_context(|| node.log_tail())?;
-    said.context("no condition")
-}
-
-fn wait_no_condition(node: &Node, reason: &str) -> Result {
-    wait_until(&format!("no {reason} on {}", node.plan.name), SOON, || {
-        Ok(found(&node.status()?, reason).is_none())
-    })
-    .with_context(|| node.log_tail())?;
-    Ok(())
 }
 
 /// Waits until the Node's condition says that it has a network.

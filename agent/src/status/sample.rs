@@ -92,6 +92,7 @@ pub(crate) fn status() -> Status {
         policy: Some(policy()),
         kubernetes: Some(KubernetesStatus {
             server: "https://10.96.0.1".into(),
+            via: None,
             reachable: true,
             since_s: 60,
             last_answer_s: Some(3),

@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::cursor::{Ask, Cursor, Failure};
+use crate::kube::chain;
 
 /// For a page of a list, and for a watch to begin.
 const ANSWER: Duration = Duration::from_secs(45);
@@ -228,19 +229,4 @@ pub(super) fn failure(error: &kube::Error) -> Failure {
         _ if retry > 0 => Failure::Busy(message, Duration::from_secs(u64::from(retry.min(60)))),
         code => Failure::Away(format!("{code} {}: {message}", status.reason)),
     }
-}
-
-/// An error with its causes: the outermost alone says little.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let more = error.to_string();
-        if !text.contains(&more) {
-            text.push_str(": ");
-            text.push_str(&more);
-        }
-        cause = error.source();
-    }
-    text
 }
