@@ -3,10 +3,13 @@
 use std::future::Future;
 use std::time::{Duration, Instant};
 
-use super::{Book, Kube, connect};
+use super::{Book, Denial, Kube, connect};
 
 /// How long a request may take.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// A right counts as missing after this: a server that has just started denies
+/// everything until it has read its roles.
+const LASTS: Duration = Duration::from_secs(20);
 
 /// What is asked, as a rule of RBAC would name it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -129,6 +132,11 @@ impl Kube {
         }
     }
 
+    /// Counts a request of somebody who looks after its failures himself.
+    pub fn count(&self, verb: &'static str, resource: &'static str, code: &str) {
+        self.book().count(verb, resource, code);
+    }
+
     fn note(&self, ask: Ask, code: &str, error: Option<&KubeError>) {
         let server = self.server();
         let news = self.book().note(ask, code, error, Instant::now());
@@ -155,6 +163,10 @@ pub(super) enum News {
 }
 
 impl Book {
+    fn count(&mut self, verb: &'static str, resource: &'static str, code: &str) {
+        *self.requests.entry((verb, resource, code.to_owned())).or_default() += 1;
+    }
+
     pub(super) fn note(
         &mut self,
         ask: Ask,
@@ -162,7 +174,7 @@ impl Book {
         error: Option<&KubeError>,
         now: Instant,
     ) -> News {
-        *self.requests.entry((ask.verb, ask.resource, code.to_owned())).or_default() += 1;
+        self.count(ask.verb, ask.resource, code);
         if let Some(error @ KubeError::Away(_)) = error {
             let first = self.error.is_none() && self.answered.is_none();
             self.error = Some(format!("{ask}: {error}"));
@@ -180,7 +192,11 @@ impl Book {
         match error {
             Some(KubeError::Denied(why)) => {
                 self.error = Some(format!("{ask}: {why}"));
-                if self.denied.insert(ask, why.clone()).is_none() {
+                let new = || Denial { why: String::new(), since: now, told: false };
+                let denial = self.denied.entry(ask).or_insert_with(new);
+                denial.why.clone_from(why);
+                let lasts = now.saturating_duration_since(denial.since) >= LASTS;
+                if lasts && !std::mem::replace(&mut denial.told, true) {
                     return News::Refused;
                 }
             }
@@ -218,9 +234,13 @@ mod tests {
         let denied = KubeError::Denied("no".into());
         assert_eq!(book.note(ask, "-", Some(&away), now), News::Gone);
         assert_eq!(book.note(ask, "-", Some(&away), now), News::Nothing);
-        assert_eq!(book.note(ask, "403", Some(&denied), now), News::Refused);
+        // A server that is back denies for a while: no reason to cry.
+        assert_eq!(book.note(ask, "403", Some(&denied), now), News::Back);
         assert!(book.reachable);
-        assert_eq!(book.note(ask, "403", Some(&denied), now), News::Nothing);
+        let after = |s| now + Duration::from_secs(s);
+        assert_eq!(book.note(ask, "403", Some(&denied), after(19)), News::Nothing);
+        assert_eq!(book.note(ask, "403", Some(&denied), after(20)), News::Refused);
+        assert_eq!(book.note(ask, "403", Some(&denied), after(30)), News::Nothing);
         assert_eq!(book.denied.len(), 1);
         assert_eq!(
             book.note(ask, "404", Some(&KubeError::NotFound("x".into())), now),

@@ -61,8 +61,18 @@ struct Book {
     answered: Option<Instant>,
     error: Option<String>,
     requests: BTreeMap<(&'static str, &'static str, String), u64>,
-    /// By what was asked: the server's words.
-    denied: BTreeMap<Ask, String>,
+    /// By what was asked.
+    denied: BTreeMap<Ask, Denial>,
+}
+
+/// A request that is refused for want of a right.
+#[derive(Debug)]
+struct Denial {
+    /// The server's words.
+    why: String,
+    since: Instant,
+    /// It is in the log.
+    told: bool,
 }
 
 impl Kube {
@@ -123,7 +133,7 @@ impl Kube {
     /// What was refused for want of a right and not granted since: what was
     /// asked, and the server's words.
     pub fn denied(&self) -> Vec<(Ask, String)> {
-        self.book().denied.iter().map(|(ask, why)| (*ask, why.clone())).collect()
+        self.book().denied.iter().map(|(ask, denial)| (*ask, denial.why.clone())).collect()
     }
 
     /// For `agent status`.
