@@ -159,16 +159,18 @@ fn a_deleted_node_is_evicted_and_may_return() -> Result {
 
 #[test]
 fn the_api_server_may_be_away() -> Result {
-    // An agent that starts now knows no policy; what its new pods may do meanwhile
-    // is another matter, tested with the policies.
-    let mut cluster = Cluster::builder().kubernetes().env("POLICY_UNKNOWN", "allow").start()?;
+    let mut cluster = Cluster::builder().kubernetes().start()?;
     let mut pods = cluster.add_pods(1)?;
     cluster.wait_one_ledger()?;
     for node in cluster.nodes() {
         wait_network(cluster.api()?, &node.plan.name)?;
     }
+    for node in cluster.nodes() {
+        let file = node.spec().state_dir().join("policy.json");
+        wait_until("what is known of policy to be kept", SOON, || Ok(file.exists()))?;
+    }
     cluster.api()?.stop()?;
-    // One that has state needs nobody.
+    // One that has state needs nobody, and knows that its pods may be reached.
     let took = cluster.node_mut(2).restart()?;
     println!("restart without the API server: ready after {took:?}");
     pods.extend(cluster.add_pods(2)?);

@@ -170,6 +170,11 @@ impl Kube {
         }
     }
 
+    /// Counts a request of somebody who looks after its failures himself.
+    pub fn count(&self, verb: &'static str, resource: &'static str, code: &str) {
+        self.book().count(verb, resource, code);
+    }
+
     fn note(&self, ask: Ask, code: &str, error: Option<&KubeError>) {
         let server = self.server();
         // Without a code of HTTP nothing was heard: another endpoint may answer.
@@ -220,6 +225,10 @@ pub(super) struct Denial {
 }
 
 impl Book {
+    fn count(&mut self, verb: &'static str, resource: &'static str, code: &str) {
+        *self.requests.entry((verb, resource, code.to_owned())).or_default() += 1;
+    }
+
     pub(super) fn note(
         &mut self,
         ask: Ask,
@@ -227,7 +236,7 @@ impl Book {
         error: Option<&KubeError>,
         now: Instant,
     ) -> News {
-        *self.requests.entry((ask.verb, ask.resource, code.to_owned())).or_default() += 1;
+        self.count(ask.verb, ask.resource, code);
         if let Some(error) = error.filter(|error| error.is_away()) {
             let first = self.error.is_none() && self.answered.is_none();
             self.error = Some(format!("{ask}: {error}"));
@@ -291,9 +300,13 @@ mod tests {
         let denied = KubeError::Denied("no".into());
         assert_eq!(book.note(ask, "-", Some(&away), now), News::Gone);
         assert_eq!(book.note(ask, "-", Some(&away), now), News::Nothing);
-        assert_eq!(book.note(ask, "403", Some(&denied), now), News::Refused);
+        // A server that is back denies for a while: no reason to cry.
+        assert_eq!(book.note(ask, "403", Some(&denied), now), News::Back);
         assert!(book.reachable);
-        assert_eq!(book.note(ask, "403", Some(&denied), now), News::Nothing);
+        let after = |s| now + Duration::from_secs(s);
+        assert_eq!(book.note(ask, "403", Some(&denied), after(19)), News::Nothing);
+        assert_eq!(book.note(ask, "403", Some(&denied), after(20)), News::Refused);
+        assert_eq!(book.note(ask, "403", Some(&denied), after(30)), News::Nothing);
         assert_eq!(book.denied.len(), 1);
         assert_eq!(
             book.note(ask, "404", Some(&KubeError::NotFound("x".into())), now),

@@ -162,6 +162,7 @@ pub(crate) fn policy() -> PolicyStatus {
     let mut from_db = open();
     from_db.refused = 1;
     PolicyStatus {
+        remembered_ms: None,
         synced: true,
         enforced: true,
         busy: false,

@@ -170,7 +170,7 @@ fn reason(explanation: &Explanation, direction: Direction) -> String {
             format!("no rule of {}{more} allows it", names.join(", "))
         }
         Reason::Unknown { .. } => "the pod is not known yet".to_owned(),
-        Reason::Itself | Reason::NoPod | Reason::NotSelected => {
+        Reason::Itself | Reason::NoPod | Reason::NotSelected | Reason::NotMentioned { .. } => {
             "no policy applies any more".to_owned()
         }
     }

@@ -56,6 +56,8 @@ pub(super) struct Inbox {
     pub(super) earlier: Option<Vec<LocalPod>>,
     pub(super) had_local: bool,
     pub(super) synced: Option<bool>,
+    /// Some of the changes are what an earlier life remembered.
+    pub(super) remembered: bool,
     /// Counts what was put in.
     pub(super) generation: u64,
     pub(super) commands: Vec<Command>,
@@ -68,8 +70,8 @@ pub(super) struct Applied {
     pub(super) error: Option<PolicyError>,
     /// Leases whose pods' labels are not known.
     pub(super) unknown: Arc<std::collections::BTreeMap<Text, PodRef>>,
-    /// The kernel has the whole policy at least once in this life.
-    pub(super) synced: bool,
+    /// Pods that come now are judged by policies, told or remembered.
+    pub(super) judged: bool,
 }
 
 #[derive(Default)]
@@ -180,6 +182,16 @@ impl EngineHandle {
         self.shared().put(|inbox| inbox.synced = Some(synced));
     }
 
+    /// These changes are what an earlier life of the agent remembered: until
+    /// [`Self::synced`], pods that come now are judged by them, and pods that were
+    /// there before keep what the kernel has.
+    pub fn remembered(&self, changes: Vec<Change>) {
+        self.shared().put(|inbox| {
+            inbox.changes.extend(changes);
+            inbox.remembered = true;
+        });
+    }
+
     /// The leases of this node with an interface, all of them; level-triggered.
     /// What the first call names was there before the agent started.
     pub fn local(&self, pods: Vec<LocalPod>) {
@@ -228,7 +240,7 @@ impl EngineHandle {
     pub async fn admit(&self, id: &str, deadline: Instant) -> Result<(), AdmitError> {
         let late = |_| AdmitError::Late(id.to_owned());
         let applied = tokio::time::timeout_at(deadline, self.applied()).await.map_err(late)??;
-        let Some(pod) = applied.unknown.get(id).filter(|_| applied.synced) else { return Ok(()) };
+        let Some(pod) = applied.unknown.get(id).filter(|_| applied.judged) else { return Ok(()) };
         let lookup = self.shared().lookup.read().unwrap_or_else(PoisonError::into_inner).clone();
         let Some(lookup) = lookup else { return Ok(()) };
         let enough = deadline.min(Instant::now() + LOOKUP);

@@ -6,7 +6,7 @@ use super::model::{Key, Shape};
 use crate::dataplane::nft::expr::octets;
 use crate::policy::state::{ChainId, Direction, Element, SetId, SetKind};
 
-const INTERVAL: u32 = 4;
+pub(crate) const INTERVAL: u32 = 4;
 const MAP: u32 = 8;
 const DYNAMIC: u32 = 32;
 /// Ports that are counted one by one; the rest is counted together.
@@ -153,6 +153,19 @@ pub(crate) fn address_key(ip: IpAddr) -> Key {
 /// Key of an address paired with itself.
 pub(crate) fn pair_key(ip: IpAddr) -> Key {
     key(octets(ip).repeat(2))
+}
+
+/// The address a key begins with, in sets that are no intervals.
+pub(crate) fn holder(key: &Key) -> Option<IpAddr> {
+    // An address; one with protocol and port; one with itself.
+    let length = match key.bytes.len() {
+        4 | 12 => 4,
+        // Twice an IPv4 address is as long as protocol and port.
+        8 if key.bytes[..4] == key.bytes[4..] => 4,
+        16 | 24 | 32 => 16,
+        _ => return None,
+    };
+    crate::dataplane::netlink::codec::ip(&key.bytes[..length])
 }
 
 /// Key of a protocol.
