@@ -300,13 +300,9 @@ mod tests {
         let denied = KubeError::Denied("no".into());
         assert_eq!(book.note(ask, "-", Some(&away), now), News::Gone);
         assert_eq!(book.note(ask, "-", Some(&away), now), News::Nothing);
-        // A server that is back denies for a while: no reason to cry.
-        assert_eq!(book.note(ask, "403", Some(&denied), now), News::Back);
+        assert_eq!(book.note(ask, "403", Some(&denied), now), News::Refused);
         assert!(book.reachable);
-        let after = |s| now + Duration::from_secs(s);
-        assert_eq!(book.note(ask, "403", Some(&denied), after(19)), News::Nothing);
-        assert_eq!(book.note(ask, "403", Some(&denied), after(20)), News::Refused);
-        assert_eq!(book.note(ask, "403", Some(&denied), after(30)), News::Nothing);
+        assert_eq!(book.note(ask, "403", Some(&denied), now), News::Nothing);
         assert_eq!(book.denied.len(), 1);
         assert_eq!(
             book.note(ask, "404", Some(&KubeError::NotFound("x".into())), now),
