@@ -51,8 +51,11 @@ fn life_of_a_policy() -> Result<BTreeSet<String>> {
     lab.add("shop", "front", 1, &[("app", "front")])?;
     let spec = json!({"podSelector": {}, "ingress": [{"from": [{"podSelector": {}}]}]});
     lab.api.put(&objects::network_policy("shop", "own", spec))?;
-    let spec = json!({"tier": "Admin", "priority": 1, "subject": {"namespaces": {}}});
-    lab.api.put(&objects::cluster_network_policy("none", spec))?;
+    // About every pod there may be: whoever is not known is asked for.
+    let nobody = json!([{"namespaces": {"matchLabels": {"ns": "nobody"}}}]);
+    let spec = json!({"tier": "Admin", "priority": 1, "subject": {"namespaces": {}},
+        "ingress": [{"action": "Deny", "from": nobody}]});
+    lab.api.put(&objects::cluster_network_policy("all", spec))?;
     lab.converge()?;
     lab.attach("nowhere", "unknown", 2, "00000000-0000-0000-0000-000000000000")?;
     ensure!(refusals(&lab.api).is_empty(), "refused: {:?}", refusals(&lab.api));
