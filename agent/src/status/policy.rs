@@ -3,8 +3,7 @@
 use std::fmt::Write;
 
 use weft_proto::api::{
-    PolicyDirection, PolicyPod, PolicyProblem, PolicyRefusedPort, PolicySource, PolicyStatus,
-    PolicyTable,
+    PolicyDirection, PolicyPod, PolicyProblem, PolicySource, PolicyStatus, PolicyTable,
 };
 
 use super::metrics::{Page, flag};
@@ -22,33 +21,16 @@ const NAMES: usize = 3;
 
 /// What engine and feed say, as one value.
 pub fn of(report: PolicyReport, feed: FeedStatus, busy: bool) -> PolicyStatus {
-    let table = report.table;
     PolicyStatus {
         synced: report.synced,
         enforced: report.enforced,
         remembered_ms: feed.remembered_ms,
         busy,
         pods: report.pods.into_iter().map(pod).collect(),
-        table: PolicyTable {
-            in_sync: table.in_sync,
-            sets: table.sets,
-            elements: table.elements,
-            chains: table.chains,
-            subjects: table.subjects,
-            transactions: table.transactions,
-            repairs: table.repairs,
-            last_us: table.last_us,
-            longest_us: table.longest_us,
-            errors: table.errors,
-        },
+        table: report.table,
         refused_in: report.refused.ingress.packets,
         refused_out: report.refused.egress.packets,
-        refused_ports: report
-            .refused
-            .ports
-            .into_iter()
-            .map(|p| PolicyRefusedPort { protocol: p.protocol, port: p.port, packets: p.packets })
-            .collect(),
+        refused_ports: report.refused.ports,
         established_dropped: report.established.dropped,
         sources: feed
             .sources

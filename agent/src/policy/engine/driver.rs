@@ -15,10 +15,10 @@ use std::time::{Duration, Instant};
 
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use weft_proto::api::PolicyTable;
 
 use super::books::Books;
 use super::handle::{Applied, Command, Shared};
-use super::report::TableReport;
 use super::{PolicyConfig, PolicyError};
 use crate::dataplane::events::{Events, Source};
 use crate::dataplane::handle::lock;
@@ -79,7 +79,7 @@ pub(super) struct Driver {
     /// The world is what an earlier life remembered of it.
     pub(super) remembered: bool,
     generation: u64,
-    pub(super) table: TableReport,
+    pub(super) table: PolicyTable,
     pub(super) books: Books,
     pub(super) error: Option<PolicyError>,
     look_at: Instant,
@@ -131,7 +131,7 @@ impl Driver {
             synced: false,
             remembered: false,
             generation: 0,
-            table: TableReport::default(),
+            table: PolicyTable::default(),
             books: Books::default(),
             error: None,
             look_at: now + LOOK,

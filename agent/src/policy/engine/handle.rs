@@ -13,6 +13,7 @@ use super::driver::Driver;
 use super::report::PolicyReport;
 use super::{AdmitError, PolicyConfig, PolicyError};
 use crate::dataplane::handle::lock;
+use crate::dataplane::thread;
 use crate::mesh::net::BoxFuture;
 use crate::policy::conntrack::Entry;
 use crate::policy::explain::{End, ExplainError, Explanation};
@@ -134,9 +135,7 @@ impl EngineHandle {
                 why: e.to_string(),
             }
         };
-        let (waker, woken) = UnixStream::pair().map_err(io("make a wake-up pipe"))?;
-        waker.set_nonblocking(true).map_err(io("make a wake-up pipe"))?;
-        woken.set_nonblocking(true).map_err(io("make a wake-up pipe"))?;
+        let (waker, woken) = thread::pipe().map_err(io("make a wake-up pipe"))?;
         let shared = Arc::new(Shared {
             inbox: Mutex::default(),
             told: Mutex::default(),
@@ -144,22 +143,10 @@ impl EngineHandle {
             lookup: RwLock::default(),
             waker,
         });
-        let (tell, told) = std::sync::mpsc::channel();
         let theirs = Arc::clone(&shared);
-        let run = move || match Driver::new(config, theirs, woken) {
-            Ok(driver) => {
-                let _ = tell.send(Ok(()));
-                driver.run();
-            }
-            Err(error) => {
-                let _ = tell.send(Err(error));
-            }
-        };
-        std::thread::Builder::new()
-            .name("policy".to_owned())
-            .spawn(run)
-            .map_err(io("start the policy thread"))?;
-        told.recv().map_err(|_| PolicyError::Stopped)??;
+        let make = move || Driver::new(config, theirs, woken);
+        let started = thread::start("policy", make, Driver::run);
+        started.map_err(io("start the policy thread"))?.ok_or(PolicyError::Stopped)??;
         Ok(Self { owner: Arc::new(Owner { shared }) })
     }
 

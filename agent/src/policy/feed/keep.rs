@@ -19,12 +19,14 @@ pub const FILE: &str = "policy.json";
 const SOON: Duration = Duration::from_secs(2);
 /// One that answers slowly has this.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// Between two writes.
+/// Between two writes, for each MiB: the disk of a node in a large cluster, where
+/// something always changes, is not to be worn out by this.
 const PACE: Duration = Duration::from_secs(10);
+const MIB: usize = 1 << 20;
 /// What did not change is written again after this: it says when it was true.
 const REFRESH: Duration = Duration::from_secs(600);
 /// After a write that failed.
-const AGAIN: Duration = Duration::from_secs(60);
+const AGAIN: Duration = Duration::from_secs(30);
 
 /// Is the memory needed? Pure.
 ///
@@ -43,6 +45,8 @@ pub(super) fn needed(sources: &[SourceState], since: Duration) -> bool {
 pub(super) struct Kept {
     /// Changes of the memory that are in the file, and when it was written.
     written: Option<(u64, Instant)>,
+    /// Its size.
+    bytes: usize,
     /// When writing failed last, and why.
     trouble: Option<(Instant, String)>,
 }
@@ -54,13 +58,16 @@ impl Kept {
         if self.trouble.as_ref().is_some_and(|(then, _)| since(*then) < AGAIN) {
             return false;
         }
+        let pace = PACE.mul_f64((self.bytes as f64 / MIB as f64).max(1.0));
         self.written
-            .is_none_or(|(had, then)| since(then) >= if had == changes { REFRESH } else { PACE })
+            .is_none_or(|(had, then)| since(then) >= if had == changes { REFRESH } else { pace })
     }
 
-    fn outcome(&mut self, changes: u64, now: Instant, path: &Path, result: io::Result<()>) {
+    fn outcome(&mut self, changes: u64, now: Instant, path: &Path, result: io::Result<usize>) {
         match result {
-            Ok(()) => (self.written, self.trouble) = (Some((changes, now)), None),
+            Ok(bytes) => {
+                (self.written, self.bytes, self.trouble) = (Some((changes, now)), bytes, None);
+            }
             Err(error) => {
                 let why = format!("{}: {error}", path.display());
                 if self.trouble.is_none() {
@@ -129,7 +136,11 @@ impl Feed {
 
     fn write(&self, job: &Job, path: &Path, cluster: &str) {
         let content = memory::encode(&job.objects, cluster, job.at_ms);
-        let result = files::replace(path, &content, files::PRIVATE);
+        let result = files::replace(path, &content, files::PRIVATE).map(|()| content.len());
+        if result.is_err() {
+            // An older one would be believed, however long this lasts.
+            let _ = std::fs::remove_file(path);
+        }
         tracing::debug!(objects = job.objects.len(), bytes = content.len(), "policy kept");
         self.shared.state().kept.outcome(job.changes, Instant::now(), path, result);
     }
@@ -183,14 +194,16 @@ mod tests {
         let mut kept = Kept::default();
         assert!(kept.due(0, now));
         let path = Path::new("/x/policy.json");
-        kept.outcome(1, now, path, Ok(()));
+        kept.outcome(1, now, path, Ok(4 * MIB));
+        assert!(!kept.due(2, after(39)) && kept.due(2, after(40)));
+        kept.outcome(1, now, path, Ok(4000));
         assert!(!kept.due(2, after(9)) && kept.due(2, after(10)));
         assert!(!kept.due(1, after(599)) && kept.due(1, after(600)));
         kept.outcome(2, after(10), path, Err(io::Error::from(io::ErrorKind::StorageFull)));
-        assert!(!kept.due(2, after(69)) && kept.due(2, after(70)));
+        assert!(!kept.due(2, after(39)) && kept.due(2, after(40)));
         let told = kept.condition().unwrap();
         assert!(told.reason == "PolicyNotKept" && told.message.contains("policy.json"), "{told:?}");
-        kept.outcome(2, after(70), path, Ok(()));
+        kept.outcome(2, after(40), path, Ok(4000));
         assert!(kept.condition().is_none());
     }
 }
