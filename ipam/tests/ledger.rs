@@ -212,6 +212,8 @@ fn quarantine_ends_with_time_and_only_the_former_owner_may_return() {
     log.run(Op::Evict { node: node(1) });
     log.now = 1_998;
     assert!(matches!(refused(log.claim(2, "10.0.0.13")), Refusal::Quarantined { .. }));
+    assert_eq!((log.ledger.rested(false, 1_998), log.ledger.rested(false, 1_999)), (0, 8));
+    assert_eq!((log.ledger.rested(true, 1_999), log.ledger.quarantined(false)), (0, 8));
     log.now = 1_999;
     assert_eq!(granted(&log.claim(2, "10.0.0.13")), ["10.0.0.8/29"]);
 }

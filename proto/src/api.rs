@@ -204,8 +204,12 @@ pub struct Status {
 /// What this node has to do with the API server.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct KubernetesStatus {
-    /// Its address.
+    /// Its address, as configured.
     pub server: String,
+    /// The endpoint that the last connection was made to, if the address itself did
+    /// not answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub via: Option<String>,
     /// The last request was answered.
     pub reachable: bool,
     /// Seconds since it became so.

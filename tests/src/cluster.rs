@@ -15,7 +15,7 @@ use weft_agent::lab::topology::{Topology, prefix};
 use crate::apiserver::{ApiServer, objects};
 use crate::node::Node;
 use crate::pod::Pod;
-use crate::{binaries, wait_until};
+use crate::{binaries, manifest, wait_until};
 
 /// How long agents may take until ready.
 pub const READY: Duration = Duration::from_secs(30);
@@ -276,13 +276,16 @@ impl Builder {
     }
 }
 
-/// An API server on the underlay, with a Node for each node.
+/// An API server on the underlay, with a Node for each node. It allows what the
+/// manifest's rules allow.
 fn api_server(plan: &Topology) -> Result<ApiServer> {
     let api = ApiServer::builder()
         .netns(&Netns::named(&plan.underlay))
         .address((plan.gateway, 0).into())
         .token("a token for tests only")
+        .rights(&manifest::documents("deploy/daemonset.yaml")?)?
         .start()?;
+    api.put(&objects::endpoints(api.address()))?;
     for node in &plan.nodes {
         api.put(&objects::node(&node.name, node.address))?;
     }

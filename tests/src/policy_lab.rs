@@ -2,7 +2,7 @@
 //! that are both API objects and namespaces attached by the real plugin.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -15,8 +15,8 @@ use weft_proto::api::PolicyStatus;
 
 use crate::apiserver::{self, ApiServer, objects};
 use crate::cluster::{Builder, Cluster};
-use crate::prober::{Cell, Prober};
-use crate::{Result, wait_until};
+use crate::prober::{Cell, Expect, Prober};
+use crate::{Result, manifest, wait_until};
 
 /// Ports of the matrix.
 pub const PORTS: [u16; 2] = [80, 81];
@@ -30,12 +30,22 @@ pub struct LabPod {
     pub node: usize,
     /// Its address.
     pub address: Ipv4Addr,
+    /// Its IPv6 address, where the pod network has both families.
+    pub address6: Option<Ipv6Addr>,
     /// Its namespace and container id.
     pub plan: PodPlan,
     /// Uid of its API object.
     pub uid: String,
-    /// Number at the prober; none for pods that are in no matrix.
-    pub station: Option<usize>,
+    /// Numbers at the prober, one per family; none for pods that are in no matrix.
+    pub stations: Vec<usize>,
+}
+
+impl LabPod {
+    /// All its addresses, IPv4 first.
+    pub fn addresses(&self) -> Vec<IpAddr> {
+        let v6 = self.address6.map(IpAddr::from);
+        [self.address.into()].into_iter().chain(v6).collect()
+    }
 }
 
 /// The cluster.
@@ -58,10 +68,19 @@ pub struct Wrong {
     pub from: String,
     /// `namespace/name` that listens.
     pub to: String,
+    /// Addresses of both.
+    pub ends: (IpAddr, IpAddr),
     /// Protocol and port.
     pub what: (Protocol, u16),
     /// What really happened.
     pub reached: bool,
+}
+
+/// `status` of a pod that runs.
+pub fn status(pod: &LabPod) -> Value {
+    let ips: Vec<Value> =
+        pod.addresses().iter().map(|ip| serde_json::json!({ "ip": ip.to_string() })).collect();
+    serde_json::json!({ "phase": "Running", "podIP": pod.address.to_string(), "podIPs": ips })
 }
 
 impl PolicyLab {
@@ -81,6 +100,7 @@ impl PolicyLab {
         let api = server
             .netns(&underlay)
             .address(SocketAddr::from((gateway, 6443)))
+            .rights(&manifest::documents("deploy/daemonset.yaml")?)?
             .start()
             .context("API server of the lab")?;
         let file = cluster.directory().join("kubeconfig");
@@ -119,7 +139,7 @@ impl PolicyLab {
     ) -> Result<LabPod> {
         let uid = self.bind(namespace, name, node, labels)?;
         let pod = self.attach(namespace, name, node, &uid)?;
-        self.running(namespace, name, pod.address)?;
+        self.running(namespace, name, &pod)?;
         self.enter(namespace, name, pod)
     }
 
@@ -127,13 +147,16 @@ impl PolicyLab {
     pub fn enter(&mut self, namespace: &str, name: &str, mut pod: LabPod) -> Result<LabPod> {
         let key = format!("{namespace}/{name}");
         let netns = Netns::named(&pod.plan.netns);
-        pod.station = match self.pods.get(&key).and_then(|old| old.station) {
-            Some(station) => {
-                self.prober.replace(station, &netns, pod.address)?;
-                Some(station)
-            }
-            None => Some(self.prober.add(&netns, pod.address)?),
-        };
+        let old = self.pods.get(&key).map(|old| old.stations.clone()).unwrap_or_default();
+        for (n, address) in pod.addresses().into_iter().enumerate() {
+            pod.stations.push(match old.get(n) {
+                Some(station) => {
+                    self.prober.replace(*station, &netns, address)?;
+                    *station
+                }
+                None => self.prober.add(&netns, address)?,
+            });
+        }
         self.pods.insert(key, pod.clone());
         Ok(pod)
     }
@@ -168,12 +191,16 @@ impl PolicyLab {
         let plan = node_view.sandbox()?;
         let answer = self.call("ADD", node, &plan, namespace, name, uid)?;
         let answer = answer.ok(&format!("ADD of {namespace}/{name}"))?;
-        let address = answer.addresses().iter().find_map(|net| match net.addr() {
-            IpAddr::V4(address) => Some(address),
-            IpAddr::V6(_) => None,
-        });
+        let (mut address, mut address6) = (None, None);
+        for net in answer.addresses() {
+            match net.addr() {
+                IpAddr::V4(v4) => address = Some(v4),
+                IpAddr::V6(v6) => address6 = Some(v6),
+            }
+        }
         let address = address.with_context(|| format!("no IPv4 address in {}", answer.json))?;
-        Ok(LabPod { node, address, plan, uid: uid.to_owned(), station: None })
+        let (uid, stations) = (uid.to_owned(), Vec::new());
+        Ok(LabPod { node, address, address6, plan, uid, stations })
     }
 
     fn call(
@@ -201,13 +228,9 @@ impl PolicyLab {
     }
 
     /// What a kubelet tells once the sandbox has its address.
-    pub fn running(&self, namespace: &str, name: &str, address: Ipv4Addr) -> Result {
-        let ip = address.to_string();
-        self.api.edit("pods", namespace, name, |pod| {
-            pod["status"] = serde_json::json!({
-                "phase": "Running", "podIP": ip, "podIPs": [{ "ip": ip }],
-            });
-        })?;
+    pub fn running(&self, namespace: &str, name: &str, attached: &LabPod) -> Result {
+        let status = status(attached);
+        self.api.edit("pods", namespace, name, |pod| pod["status"] = status)?;
         Ok(())
     }
 
@@ -272,19 +295,19 @@ impl PolicyLab {
         Ok(start.elapsed())
     }
 
-    /// Tries all cells between the pods of the matrix. `allowed` tells of source,
+    /// Tries all cells between the pods of the matrix. `expected` tells of source,
     /// destination, protocol and port. What is not so; and how many cells there were.
     pub fn compare(
         &mut self,
-        allowed: impl Fn(IpAddr, IpAddr, Protocol, u16) -> bool,
+        expected: impl Fn(IpAddr, IpAddr, Protocol, u16) -> Expect,
     ) -> Result<(Vec<Wrong>, usize)> {
         let mut names = BTreeMap::new();
         for (name, pod) in &self.pods {
-            if let Some(station) = pod.station {
-                names.insert(station, (name.clone(), IpAddr::from(pod.address)));
+            for (station, address) in pod.stations.iter().zip(pod.addresses()) {
+                names.insert(*station, (name.clone(), address));
             }
         }
-        let mut expected = BTreeMap::new();
+        let mut wanted = BTreeMap::new();
         let cells: Vec<Cell> = self
             .prober
             .cells()
@@ -293,15 +316,20 @@ impl PolicyLab {
             .collect();
         for cell in &cells {
             let (from, to) = (names[&cell.from].1, names[&cell.to].1);
-            expected.insert(*cell, allowed(from, to, cell.protocol, cell.port));
+            wanted.insert(*cell, expected(from, to, cell.protocol, cell.port));
         }
-        let reached = self.prober.run(&cells, |cell| expected.get(cell) == Some(&true))?;
+        let reached = self.prober.run(&cells, |cell| wanted[cell])?;
         let wrong = reached
             .iter()
-            .filter(|(cell, reached)| expected.get(cell) != Some(reached))
+            .filter(|(cell, reached)| match wanted[*cell] {
+                Expect::Through => !**reached,
+                Expect::Refused => **reached,
+                Expect::Either => false,
+            })
             .map(|(cell, reached)| Wrong {
                 from: names[&cell.from].0.clone(),
                 to: names[&cell.to].0.clone(),
+                ends: (names[&cell.from].1, names[&cell.to].1),
                 what: (cell.protocol, cell.port),
                 reached: *reached,
             })
@@ -318,7 +346,7 @@ impl PolicyLab {
         };
         let path = format!(
             "/v1/policy/explain?from={}&to={}&port={}&protocol={protocol}",
-            wrong.from, wrong.to, wrong.what.1
+            wrong.ends.0, wrong.ends.1, wrong.what.1
         );
         let node = |name: &str| self.pods.get(name).map_or(1, |pod| pod.node);
         let ask = |node: usize| {

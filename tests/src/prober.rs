@@ -6,10 +6,14 @@
 //! a source port that was not used before, so that no earlier connection answers
 //! for it. What is refused gets no answer; whatever arrives late nevertheless is
 //! remembered as a leak, because packets say which try they belong to.
+//!
+//! On a busy machine a packet may wait, and a full queue loses it. So a round ends
+//! when no packet waits in any processor's queue, and what must get through is
+//! sent again, as TCP does by itself.
 
 use std::collections::{BTreeMap, HashSet};
 use std::io::ErrorKind;
-use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -17,7 +21,7 @@ use anyhow::{Context, bail};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, bind, connect,
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrStorage, bind, connect,
     getsockopt, recv, sendto, setsockopt, socket, sockopt,
 };
 use weft_agent::lab::netns::Netns;
@@ -28,8 +32,12 @@ use crate::{Result, sctp};
 /// Nothing more is on its way when nothing came for so long: a packet from pod
 /// to pod takes less than a tenth of a millisecond here.
 const QUIET: Duration = Duration::from_millis(25);
+/// Others may send without end: their packets are not waited for longer.
+const BUSY: Duration = Duration::from_secs(1);
 /// For what is expected to get through.
-const PATIENCE: Duration = Duration::from_secs(3);
+const PATIENCE: Duration = Duration::from_secs(8);
+/// What must get through is sent again after this.
+const AGAIN: Duration = Duration::from_millis(250);
 /// Source ports: below the ephemeral ones of nobody, above the ports probed.
 const FIRST_PORT: u16 = 2000;
 
@@ -46,11 +54,22 @@ pub struct Cell {
     pub port: u16,
 }
 
-/// A pod that listens and opens.
+/// What should become of a try.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Expect {
+    /// It is waited for.
+    Through,
+    /// It must not arrive, not even late.
+    Refused,
+    /// Rules change just now: either is right.
+    Either,
+}
+
+/// A pod that listens and opens, in one family.
 #[derive(Debug)]
 struct Station {
     netns: Netns,
-    address: Ipv4Addr,
+    address: IpAddr,
     tcp: Vec<TcpListener>,
     udp: Vec<UdpSocket>,
     raw: OwnedFd,
@@ -58,12 +77,12 @@ struct Station {
 }
 
 impl Station {
-    fn open(netns: &Netns, address: Ipv4Addr, ports: &[u16]) -> Result<Self> {
+    fn open(netns: &Netns, address: IpAddr, ports: &[u16]) -> Result<Self> {
         let opened = netns.run(|| -> Result<_> {
             let mut tcp = Vec::new();
             let mut udp = Vec::new();
             for port in ports {
-                let at = SocketAddrV4::new(address, *port);
+                let at = SocketAddr::new(address, *port);
                 let listener = TcpListener::bind(at).with_context(|| format!("TCP {at}"))?;
                 listener.set_nonblocking(true)?;
                 tcp.push(listener);
@@ -72,7 +91,7 @@ impl Station {
                 udp.push(server);
             }
             let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
-            let raw = socket(AddressFamily::Inet, SockType::Raw, flags, SockProtocol::Sctp)
+            let raw = socket(family(address), SockType::Raw, flags, SockProtocol::Sctp)
                 .context("a raw socket for SCTP")?;
             Ok((tcp, udp, raw))
         })?;
@@ -104,9 +123,18 @@ struct Try {
     token: u64,
     source: u16,
     socket: Option<OwnedFd>,
-    /// Expected to get through.
-    wanted: bool,
+    expect: Expect,
     done: bool,
+}
+
+impl Try {
+    fn missing(&self) -> bool {
+        self.expect == Expect::Through && !self.done
+    }
+}
+
+fn family(address: IpAddr) -> AddressFamily {
+    if address.is_ipv6() { AddressFamily::Inet6 } else { AddressFamily::Inet }
 }
 
 impl Prober {
@@ -122,25 +150,27 @@ impl Prober {
     }
 
     /// One more station; its number.
-    pub fn add(&mut self, netns: &Netns, address: Ipv4Addr) -> Result<usize> {
+    pub fn add(&mut self, netns: &Netns, address: IpAddr) -> Result<usize> {
         self.stations.push(Station::open(netns, address, &self.ports)?);
         Ok(self.stations.len() - 1)
     }
 
     /// The pod of a station was made again. Source ports go on: its address may be
     /// the old one.
-    pub fn replace(&mut self, at: usize, netns: &Netns, address: Ipv4Addr) -> Result {
+    pub fn replace(&mut self, at: usize, netns: &Netns, address: IpAddr) -> Result {
         let next = self.stations.iter().map(|s| s.next).max().unwrap_or(FIRST_PORT);
         self.stations[at] = Station::open(netns, address, &self.ports)?;
         self.stations[at].next = next;
         Ok(())
     }
 
-    /// All cells between all stations, those to themselves included.
+    /// All cells between all stations of one family, those to themselves included.
     pub fn cells(&self) -> Vec<Cell> {
         let mut cells = Vec::new();
         for from in 0..self.stations.len() {
-            for to in 0..self.stations.len() {
+            let v6 = self.stations[from].address.is_ipv6();
+            for to in (0..self.stations.len()).filter(|n| self.stations[*n].address.is_ipv6() == v6)
+            {
                 for protocol in [Protocol::Tcp, Protocol::Udp, Protocol::Sctp] {
                     for port in &self.ports {
                         cells.push(Cell { from, to, protocol, port: *port });
@@ -151,31 +181,41 @@ impl Prober {
         cells
     }
 
-    /// Tries all `cells` at once. Waits for those that `expected` lets through, and
-    /// then until nothing more comes. What got through, by cell.
+    /// Tries all `cells` at once. Waits for those that must get through, and then
+    /// until nothing more comes. What got through, by cell.
     pub fn run(
         &mut self,
         cells: &[Cell],
-        expected: impl Fn(&Cell) -> bool,
+        expected: impl Fn(&Cell) -> Expect,
     ) -> Result<BTreeMap<Cell, bool>> {
         self.round += 1;
         let mut tries = self.open(cells, expected)?;
-        self.fire(&mut tries)?;
+        for one in &mut tries {
+            self.fire(one)?;
+        }
         let start = Instant::now();
-        let mut last = start;
-        loop {
-            let missing = tries.iter().any(|t| !t.done && t.wanted);
-            let patience = if missing { PATIENCE } else { QUIET };
-            let since = if missing { start } else { last };
-            let left = patience.saturating_sub(since.elapsed());
-            if left.is_zero() {
+        let (mut last, mut sent) = (start, start);
+        while start.elapsed() < PATIENCE {
+            let missing = tries.iter().any(Try::missing);
+            // Refused packets, too, must be judged before rules change again.
+            let quiet = last.elapsed();
+            if !missing && (quiet >= QUIET && !packets_wait() || quiet >= BUSY) {
                 break;
             }
-            if self.step(&mut tries, left)? {
+            if missing && sent.elapsed() >= AGAIN {
+                sent = Instant::now();
+                // TCP sends again by itself.
+                let again = |t: &&mut Try| t.missing() && t.cell.protocol != Protocol::Tcp;
+                for one in tries.iter_mut().filter(again) {
+                    self.fire(one)?;
+                }
+            }
+            if self.step(&mut tries, QUIET)? {
                 last = Instant::now();
             }
         }
-        self.refused.extend(tries.iter().filter(|t| !t.done).map(|t| t.token));
+        let refused = tries.iter().filter(|t| !t.done && t.expect == Expect::Refused);
+        self.refused.extend(refused.map(|t| t.token));
         if let Some(leak) = self.leaks.first() {
             bail!("what was refused arrived late: {leak}");
         }
@@ -183,7 +223,7 @@ impl Prober {
     }
 
     /// Sockets for all tries, those of one station in one visit.
-    fn open(&mut self, cells: &[Cell], expected: impl Fn(&Cell) -> bool) -> Result<Vec<Try>> {
+    fn open(&mut self, cells: &[Cell], expected: impl Fn(&Cell) -> Expect) -> Result<Vec<Try>> {
         let round = u64::from(self.round) << 32;
         let mut tries: Vec<Try> = cells
             .iter()
@@ -193,7 +233,7 @@ impl Prober {
                 token: round | n,
                 source: self.stations[cell.from].port(),
                 socket: None,
-                wanted: expected(cell),
+                expect: expected(cell),
                 done: false,
             })
             .collect();
@@ -211,13 +251,14 @@ impl Prober {
                         _ => SockType::Datagram,
                     };
                     let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
-                    let fd = socket(AddressFamily::Inet, kind, flags, None)?;
+                    let fd = socket(family(address), kind, flags, None)?;
                     setsockopt(&fd, sockopt::ReuseAddr, &true)?;
                     if kind == SockType::Stream {
                         let linger = nix::libc::linger { l_onoff: 1, l_linger: 0 };
                         setsockopt(&fd, sockopt::Linger, &linger)?;
                     }
-                    bind(fd.as_raw_fd(), &SockaddrIn::from(SocketAddrV4::new(address, one.source)))
+                    let at = SockaddrStorage::from(SocketAddr::new(address, one.source));
+                    bind(fd.as_raw_fd(), &at)
                         .with_context(|| format!("source port {} of {address}", one.source))?;
                     one.socket = Some(fd);
                 }
@@ -227,29 +268,29 @@ impl Prober {
         Ok(tries)
     }
 
-    fn fire(&self, tries: &mut [Try]) -> Result {
-        for one in tries {
-            let (from, to) = (&self.stations[one.cell.from], &self.stations[one.cell.to]);
-            let target = SockaddrIn::from(SocketAddrV4::new(to.address, one.cell.port));
-            match (one.cell.protocol, &one.socket) {
-                (Protocol::Sctp, _) => {
-                    let packet = sctp::init(one.source, one.cell.port, one.token);
-                    let target = SockaddrIn::from(SocketAddrV4::new(to.address, 0));
-                    refused_or(sendto(from.raw.as_raw_fd(), &packet, &target, MsgFlags::empty()))?;
-                }
-                (Protocol::Tcp, Some(fd)) => match connect(fd.as_raw_fd(), &target) {
-                    Ok(()) => one.done = true,
-                    Err(Errno::EINPROGRESS) => {}
-                    Err(e) => bail!("TCP to {}:{}: {e}", to.address, one.cell.port),
-                },
-                (Protocol::Udp, Some(fd)) => {
-                    let payload = one.token.to_be_bytes();
-                    refused_or(sendto(fd.as_raw_fd(), &payload, &target, MsgFlags::empty()))?;
-                }
-                (_, None) => bail!("a try without a socket"),
+    fn fire(&self, one: &mut Try) -> Result {
+        let (from, to) = (&self.stations[one.cell.from], &self.stations[one.cell.to]);
+        let target = SockaddrStorage::from(SocketAddr::new(to.address, one.cell.port));
+        match (one.cell.protocol, &one.socket) {
+            (Protocol::Sctp, _) => {
+                let packet = sctp::init(one.source, one.cell.port, one.token);
+                let target = SockaddrStorage::from(SocketAddr::new(to.address, 0));
+                refused_or(sendto(from.raw.as_raw_fd(), &packet, &target, MsgFlags::empty()))
             }
+            (Protocol::Tcp, Some(fd)) => match connect(fd.as_raw_fd(), &target) {
+                Ok(()) => {
+                    one.done = true;
+                    Ok(())
+                }
+                Err(Errno::EINPROGRESS) => Ok(()),
+                Err(e) => bail!("TCP to {} port {}: {e}", to.address, one.cell.port),
+            },
+            (Protocol::Udp, Some(fd)) => {
+                let payload = one.token.to_be_bytes();
+                refused_or(sendto(fd.as_raw_fd(), &payload, &target, MsgFlags::empty()))
+            }
+            (_, None) => bail!("a try without a socket"),
         }
-        Ok(())
     }
 
     /// Waits for something and takes it in; false if nothing came in time.
@@ -310,7 +351,8 @@ impl Prober {
             }
             let mut buffer = [0; 256];
             while let Ok(length) = recv(station.raw.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
-                if let Some(token) = sctp::token(&buffer[..length]) {
+                let v6 = station.address.is_ipv6();
+                if let Some(token) = sctp::token(&buffer[..length], v6) {
                     arrived.push((token, true));
                 }
             }
@@ -320,7 +362,7 @@ impl Prober {
             match current {
                 // What should get through must also be answered; what should not
                 // must not even arrive.
-                Some(one) => one.done |= sctp || !one.wanted,
+                Some(one) => one.done |= sctp || one.expect != Expect::Through,
                 None if self.refused.contains(&token) => {
                     self.leaks.push(format!("round {}, try {}", token >> 32, token & 0xffff_ffff));
                 }
@@ -329,6 +371,17 @@ impl Prober {
         }
         Ok(())
     }
+}
+
+/// Packets wait in a processor's queue, of whatever namespace. Kernels that do not
+/// tell how many have none.
+fn packets_wait() -> bool {
+    let text = std::fs::read_to_string("/proc/net/softnet_stat").unwrap_or_default();
+    let waits = |line: &str| {
+        let field = line.split_whitespace().nth(11);
+        field.is_some_and(|field| u32::from_str_radix(field, 16).is_ok_and(|n| n > 0))
+    };
+    text.lines().any(waits)
 }
 
 /// Sending may be refused at once, with the errors a dropped packet gives its sender.

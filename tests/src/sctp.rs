@@ -29,9 +29,10 @@ pub fn init(source: u16, destination: u16, token: u64) -> [u8; LENGTH] {
     packet
 }
 
-/// The token of an INIT, from an IPv4 packet as a raw socket yields it.
-pub fn token(packet: &[u8]) -> Option<u64> {
-    let header = usize::from(packet.first()? & 0xf) * 4;
+/// The token of an INIT, from a packet as a raw socket yields it: with its header
+/// if that is IPv4.
+pub fn token(packet: &[u8], v6: bool) -> Option<u64> {
+    let header = if v6 { 0 } else { usize::from(packet.first()? & 0xf) * 4 };
     let sctp = packet.get(header..).filter(|rest| rest.len() >= LENGTH && rest[12] == 1)?;
     let high = u32::from_be_bytes(sctp[16..20].try_into().ok()?);
     let low = u32::from_be_bytes(sctp[28..32].try_into().ok()?);
@@ -64,8 +65,9 @@ mod tests {
     fn tokens_come_back() {
         let mut packet = vec![0x45; 20];
         packet.extend(init(2000, 80, 0x0000_0007_0000_0123));
-        assert_eq!(token(&packet), Some(0x0000_0007_0000_0123));
-        assert_eq!(token(&packet[..40]), None);
-        assert_eq!(token(&[]), None);
+        assert_eq!(token(&packet, false), Some(0x0000_0007_0000_0123));
+        assert_eq!(token(&packet[20..], true), Some(0x0000_0007_0000_0123));
+        assert_eq!(token(&packet[..40], false), None);
+        assert_eq!(token(&[], false), None);
     }
 }

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow, ensure};
 use nix::sched::{CloneFlags, unshare};
+use weft_tests::apiserver::objects;
 use weft_tests::{Cluster, Pod, Result, audit, wait_until};
 
 fn run(argv: &[&str]) -> Result {
@@ -176,6 +177,36 @@ fn a_full_state_directory_stops_only_new_decisions() -> Result {
         for node in cluster.nodes() {
             ensure!(!node.log().contains("panicked"), "{}", node.log());
         }
+        Ok(())
+    })
+}
+
+#[test]
+fn a_disk_that_cannot_keep_policy_is_named() -> Result {
+    with_own_mounts(|| {
+        let mut cluster = Cluster::builder().nodes(1).kubernetes().stopped().start()?;
+        let plan = cluster.node(1).sandbox()?;
+        own_mounts()?;
+        let state = cluster.node(1).spec().state_dir();
+        let _disk = mount(&state)?;
+        cluster.node_mut(1).restart()?;
+        let file = state.join("policy.json");
+        let patience = Duration::from_secs(60);
+        let node = cluster.node(1);
+        let named = || -> Result<bool> {
+            Ok(node.status()?.conditions.iter().any(|c| c.reason == "PolicyNotKept"))
+        };
+        wait_until("what is known of policy on the disk", patience, || Ok(file.exists()))?;
+        fill(&state)?;
+        cluster.api()?.put(&objects::namespace("news", &[]))?;
+        wait_until("the condition", patience, named)?;
+        // It would be out of date by now.
+        ensure!(!file.exists(), "an old file is left");
+        // It matters to nobody else.
+        Pod::attach(node.shim(), plan)?;
+        empty(&state)?;
+        wait_until("the condition to go", patience, || Ok(!named()?))?;
+        ensure!(std::fs::read_to_string(&file)?.contains("news"));
         Ok(())
     })
 }

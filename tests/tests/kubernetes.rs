@@ -8,12 +8,11 @@ use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use serde_json::{Value, json};
-use weft_proto::api::{Condition, Health, Status};
+use weft_proto::api::Health;
 use weft_tests::apiserver::{ApiServer, Effect, Logged, Verb, objects};
+use weft_tests::conditions::{SOON, found, wait_condition, wait_no_condition};
 use weft_tests::{Cluster, Node, Result, wait_until};
 
-/// Longer than any pause between two looks at the API.
-const SOON: Duration = Duration::from_secs(60);
 const SPACE: &str = "kube-system";
 
 /// Creations that succeeded.
@@ -25,33 +24,6 @@ fn created(api: &ApiServer, resource: &str) -> u64 {
 fn data(api: &ApiServer, resource: &str, entry: &str) -> Result<Option<String>> {
     let object = api.get(resource, SPACE, "weft")?;
     Ok(object.and_then(|object| object["data"][entry].as_str().map(str::to_owned)))
-}
-
-fn found(status: &Status, reason: &str) -> Option<Condition> {
-    status.conditions.iter().find(|condition| condition.reason == reason).cloned()
-}
-
-/// Waits until the node says this; what it says.
-fn wait_condition(node: &Node, reason: &str) -> Result<Condition> {
-    let mut said = None;
-    wait_until(&format!("{reason} on {}", node.plan.name), SOON, || {
-        let status = node.status()?;
-        said = found(&status, reason);
-        if said.is_none() {
-            bail!("it says {:?}", status.conditions);
-        }
-        Ok(true)
-    })
-    .with_context(|| node.log_tail())?;
-    said.context("no condition")
-}
-
-fn wait_no_condition(node: &Node, reason: &str) -> Result {
-    wait_until(&format!("no {reason} on {}", node.plan.name), SOON, || {
-        Ok(found(&node.status()?, reason).is_none())
-    })
-    .with_context(|| node.log_tail())?;
-    Ok(())
 }
 
 /// Waits until the Node's condition says that it has a network.
@@ -187,16 +159,18 @@ fn a_deleted_node_is_evicted_and_may_return() -> Result {
 
 #[test]
 fn the_api_server_may_be_away() -> Result {
-    // An agent that starts now knows no policy; what its new pods may do meanwhile
-    // is another matter, tested with the policies.
-    let mut cluster = Cluster::builder().kubernetes().env("POLICY_UNKNOWN", "allow").start()?;
+    let mut cluster = Cluster::builder().kubernetes().start()?;
     let mut pods = cluster.add_pods(1)?;
     cluster.wait_one_ledger()?;
     for node in cluster.nodes() {
         wait_network(cluster.api()?, &node.plan.name)?;
     }
+    for node in cluster.nodes() {
+        let file = node.spec().state_dir().join("policy.json");
+        wait_until("what is known of policy to be kept", SOON, || Ok(file.exists()))?;
+    }
     cluster.api()?.stop()?;
-    // One that has state needs nobody.
+    // One that has state needs nobody, and knows that its pods may be reached.
     let took = cluster.node_mut(2).restart()?;
     println!("restart without the API server: ready after {took:?}");
     pods.extend(cluster.add_pods(2)?);

@@ -1,26 +1,13 @@
 //! The manifests in `deploy`: what they say must be what the programs need.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
 use serde_json::Value;
 use weft_agent::config::{Config, Flags, MapEnv, VARS};
 use weft_proto::names;
 use weft_tests::Result;
-
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
-}
-
-fn read(path: &str) -> Result<String> {
-    std::fs::read_to_string(root().join(path)).with_context(|| format!("cannot read {path}"))
-}
-
-fn documents(path: &str) -> Result<Vec<Value>> {
-    let found: Vec<Value> = serde_saphyr::from_multiple(&read(path)?)?;
-    Ok(found.into_iter().filter(|document| !document.is_null()).collect())
-}
+use weft_tests::manifest::{documents, read};
 
 fn one(documents: &[Value], kind: &str) -> Result<Value> {
     let mut of_kind = documents.iter().filter(|document| document["kind"] == kind);
@@ -40,9 +27,6 @@ fn texts(value: &Value) -> BTreeSet<&str> {
 
 const CONTAINER: &str = "/spec/template/spec/containers/0";
 
-/// Variables of the Kubernetes part, on its way into this tree.
-const AWAITED: &[&str] = &["POD_NAMESPACE", "KUBE_APISERVER"];
-
 #[test]
 fn every_variable_is_one_the_agent_knows() -> Result {
     let known: BTreeSet<&str> =
@@ -57,7 +41,7 @@ fn every_variable_is_one_the_agent_knows() -> Result {
         .map(|rest| rest.split_whitespace().next().unwrap_or_default())
         .collect();
     ensure!(named.len() >= 8, "the env block is found: {named:?}");
-    for name in named.into_iter().filter(|name| !AWAITED.contains(name)) {
+    for name in named {
         ensure!(known.contains(name), "deploy/daemonset.yaml: the agent knows no {name}");
     }
     let overlay = documents("examples/overlay/env.yaml")?;

@@ -10,6 +10,7 @@ use super::App;
 use crate::api::backend::BackendError;
 use crate::config::Config;
 use crate::policy::engine::{AdmitError, EngineHandle, PolicyConfig, PolicyError};
+use crate::policy::feed::FILE;
 use crate::policy::objects::{LocalPod, PodRef};
 use crate::policy::world::Settings;
 
@@ -27,6 +28,8 @@ pub(super) fn start(
         if crate::policy::engine::remove()? {
             tracing::info!("network policy is not enforced: its rules are removed");
         }
+        // Whoever enforces it again begins with what is true then.
+        let _ = std::fs::remove_file(config.state_dir.join(FILE));
         return Ok(None);
     }
     let of_family = |v6: bool| config.ranges.iter().any(|range| range.addr().is_ipv6() == v6);

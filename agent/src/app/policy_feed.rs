@@ -1,6 +1,7 @@
 //! Network policy: what feeds it, and what is told of it.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,7 +14,7 @@ use crate::api::backend::{BackendError, NO_POLICY, PolicyQuestion};
 use crate::kube::tidings::{HOLD, Tidings};
 use crate::policy::engine::EngineHandle;
 use crate::policy::explain::Explanation;
-use crate::policy::feed::{Feed, FeedStatus};
+use crate::policy::feed::{Asked, FILE, Feed, FeedStatus};
 use crate::policy::objects::{PolicyKind, PolicyRef, Problem};
 use crate::status::policy;
 
@@ -24,15 +25,34 @@ const FORGET: Duration = Duration::from_secs(600);
 
 /// The feed, where there are both an API server and an engine.
 pub(super) fn feed(engine: Option<&EngineHandle>, wired: Option<&Wired>) -> Option<Feed> {
-    Some(Feed::new(wired?.kube.client(), engine?))
+    Some(Feed::new(asked(wired?), engine?))
+}
+
+/// The API server; requests are counted with the others.
+fn asked(wired: &Wired) -> Asked {
+    let kube = wired.kube.clone();
+    let count = move |verb, resource, code: &str| kube.count(verb, resource, code);
+    Asked::new(wired.kube.client(), Arc::new(count))
 }
 
 /// Follows the API server for ever, if there is one.
 pub(super) async fn run(app: Arc<App>) {
     match (&app.feed, &app.kubernetes) {
         (Some(feed), Some(wired)) => {
-            let (client, node) = (wired.kube.client(), wired.kube.node_name().to_owned());
-            feed.clone().run(client, node).await;
+            let memory = app.policy_file().zip(app.cluster());
+            let node = wired.kube.node_name().to_owned();
+            feed.clone().run(asked(wired), node, memory).await;
+        }
+        _ => std::future::pending().await,
+    }
+}
+
+/// Keeps what the API server says for a start without it.
+pub(super) async fn keep(app: Arc<App>) {
+    match (&app.feed, app.policy_file()) {
+        (Some(feed), Some(path)) => {
+            let feed = feed.clone();
+            feed.keep(path.into(), move || app.cluster()).await;
         }
         _ => std::future::pending().await,
     }
@@ -110,6 +130,23 @@ fn reference(policy: &PolicyRef) -> ObjectReference {
 }
 
 impl App {
+    fn policy_file(&self) -> Option<PathBuf> {
+        self.feed.as_ref().map(|_| self.config.state_dir.join(FILE))
+    }
+
+    fn cluster(&self) -> Option<String> {
+        self.consensus.ledger().cluster().map(|cluster| cluster.to_string())
+    }
+
+    /// Before the end: what is not kept yet.
+    pub(super) fn keep_policy(&self) {
+        if let (Some(feed), Some(path), Some(cluster)) =
+            (&self.feed, self.policy_file(), self.cluster())
+        {
+            feed.keep_now(&path, &cluster);
+        }
+    }
+
     fn feed_status(&self) -> FeedStatus {
         self.feed.as_ref().map(Feed::status).unwrap_or_default()
     }

@@ -268,6 +268,7 @@ async fn serve(config: Config) -> Result<End> {
     tasks.spawn(kubernetes::departures(Arc::clone(&app)));
     tasks.spawn(kubernetes::tell(Arc::clone(&app)));
     tasks.spawn(policy_feed::run(Arc::clone(&app)));
+    tasks.spawn(policy_feed::keep(Arc::clone(&app)));
     tasks.spawn(policy_feed::tell(Arc::clone(&app)));
 
     let metrics = match app.config.metrics_addr {
@@ -289,6 +290,7 @@ async fn serve(config: Config) -> Result<End> {
     };
     tracing::info!("stopping; the data plane stays as it is");
     tasks.abort_all();
+    app.keep_policy();
     // Order: consensus first, so that it can still talk while it goes.
     let _ = tokio::time::timeout(Duration::from_secs(2), consensus.shutdown()).await;
     let _ = tokio::time::timeout(Duration::from_secs(2), mesh.shutdown()).await;

@@ -11,7 +11,7 @@ use weft_proto::id::NodeId;
 
 use super::App;
 use super::remove::host_bits;
-use crate::ipam_service::Stand;
+use crate::ipam_service::{Stand, now_ms};
 use crate::mesh::Refusal;
 use crate::mesh::net::{MeshView, PeerNet};
 use crate::policy::engine::EngineHandle;
@@ -22,6 +22,18 @@ const REFUSAL_SHOWN: Duration = Duration::from_secs(300);
 
 /// How long after a start the addresses of peers may be missing without a word.
 const ADDRESS_GRACE: Duration = Duration::from_secs(15);
+
+/// Addresses that nobody owns and anybody can have, and those that rest, at `now_ms`.
+/// The ledger's own time is that of its last command: on a quiet cluster, quarantines
+/// would never be over in it.
+fn unheld(ledger: &weft_ipam::ledger::Ledger, now_ms: u64) -> (u128, u128) {
+    let both = |count: &dyn Fn(bool) -> u128| count(false).saturating_add(count(true));
+    let over = both(&|ipv6| ledger.rested(ipv6, now_ms));
+    (
+        both(&|ipv6| ledger.unowned(ipv6)).saturating_add(over),
+        both(&|ipv6| ledger.quarantined(ipv6)).saturating_sub(over),
+    )
+}
 
 fn condition(health: Health, reason: &str, message: String, hint: &str) -> Condition {
     Condition { health, reason: reason.to_owned(), message, hint: hint.to_owned() }
@@ -146,6 +158,7 @@ impl App {
             ledger.ranges()
         };
         let clamp = |n: u128| u64::try_from(n).unwrap_or(u64::MAX);
+        let (unowned, resting) = unheld(ledger, now_ms());
         let state = if ledger.cluster().is_none() {
             let known = consensus.voters.iter().filter(|v| v.alive).count();
             let quorum = consensus.voters.len() / 2 + 1;
@@ -153,8 +166,7 @@ impl App {
         } else if stand.waiting.is_empty() {
             "ready".to_owned()
         } else if owners.iter().filter(|o| o.id != self.me.to_string()).all(|o| !o.alive)
-            && ledger.unowned(false) == 0
-            && ledger.unowned(true) == 0
+            && unowned == 0
             && owners.len() > 1
         {
             "all IP ranges owned by unreachable peers - use 'rmpeer' if they are dead".to_owned()
@@ -170,8 +182,8 @@ impl App {
             leases: stand.leases,
             waiting: stand.waiting.clone(),
             owners,
-            unowned: clamp(ledger.unowned(false).saturating_add(ledger.unowned(true))),
-            quarantined: clamp(ledger.quarantined(false).saturating_add(ledger.quarantined(true))),
+            unowned: clamp(unowned),
+            quarantined: clamp(resting),
         }
     }
 
@@ -328,6 +340,32 @@ mod tests {
             count: 2,
             last: Instant::now(),
         }
+    }
+
+    #[test]
+    fn a_quarantine_ends_although_nobody_asks() {
+        use weft_ipam::ledger::Ledger;
+        use weft_proto::id::{ClusterId, RequestId};
+        use weft_proto::ledger::{Command, Op};
+        let node = NodeId([1; 16]);
+        let (cluster, ranges) = (ClusterId([7; 16]), vec!["10.0.0.0/24".parse().unwrap()]);
+        let mut ledger = Ledger::new();
+        let ops = [
+            Op::Found { cluster, ranges: ranges.clone(), quarantine_ms: 500 },
+            Op::Join { node, name: "n1".into(), ranges, replace: false },
+            Op::Acquire { node, ipv6: false, count: 1 },
+            Op::Evict { node },
+        ];
+        for (at, op) in (1..).zip(ops) {
+            let request = RequestId { node, session: 1, seq: at };
+            ledger.apply(at, Some(&Command { request, at_ms: 1_000, op })).unwrap();
+        }
+        assert_eq!(unheld(&ledger, 1_499), (248, 8));
+        assert_eq!(unheld(&ledger, 1_500), (256, 0));
+        // Nobody has told the ledger.
+        assert_eq!(ledger.quarantined(false), 8);
+        // A clock that is behind takes nothing back.
+        assert_eq!(unheld(&ledger, 0), (248, 8));
     }
 
     fn reasons(all: &[Condition]) -> Vec<(Health, &str)> {

@@ -15,6 +15,7 @@ use super::core::{ConsensusConfig, Core};
 use super::error::{ConsensusError, ProposeError};
 use super::recover::RecoverError;
 use super::service::ConsensusService;
+use super::voters::{Claim, believed};
 use super::{driver, founder, sync};
 use crate::mesh::net::{Liveness, PeerNet, Service};
 
@@ -183,13 +184,23 @@ impl Core {
                 })
                 .collect();
         }
-        view.members
+        let claims = view
+            .members
             .iter()
-            .filter_map(|(node, m)| m.record.raft_id.map(|id| (id, *node, m)))
-            .map(|(id, node, m)| VoterStatus {
-                seat: id.short(),
-                name: Some(m.record.name.clone()),
-                alive: alive(node),
+            .filter_map(|(node, m)| m.record.raft_id.map(|seat| (*node, seat)))
+            .map(|(node, seat)| {
+                let dead_for =
+                    (!alive(node)).then(|| self.gone_for(&view, node).unwrap_or_default());
+                Claim { node, seat, dead_for }
+            })
+            .collect();
+        let members = self.replica.ledger().members().map(|(node, _)| node).collect();
+        believed(claims, &members)
+            .into_iter()
+            .map(|claim| VoterStatus {
+                seat: claim.seat.short(),
+                name: Some(view.name_of(claim.node)),
+                alive: claim.dead_for.is_none(),
             })
             .collect()
     }

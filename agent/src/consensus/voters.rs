@@ -54,6 +54,17 @@ pub(crate) struct Patience {
     pub vacant: Duration,
 }
 
+/// A seat that a node says to have, in the mesh.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Claim {
+    /// Who.
+    pub node: NodeId,
+    /// Which.
+    pub seat: RaftId,
+    /// How long the node has been dead; `None` while it is not.
+    pub dead_for: Option<Duration>,
+}
+
 /// Voters for so many joined nodes.
 pub(crate) fn desired(joined: usize) -> usize {
     match joined {
@@ -66,6 +77,24 @@ pub(crate) fn desired(joined: usize) -> usize {
 fn lost(seat: &SeatView, patience: Patience) -> bool {
     let limit = if seat.node.is_some() { patience.dead } else { patience.vacant };
     seat.dead_for.is_some_and(|for_| for_ >= limit)
+}
+
+/// What a node without a seat makes of who says to have one. The dead may no longer
+/// have theirs: whoever was removed from the ledger has none, and of more claims
+/// than there are voters for so many members those that are dead longest are old.
+/// `members` is empty where the ledger is not known.
+pub(crate) fn believed(mut claims: Vec<Claim>, members: &BTreeSet<NodeId>) -> Vec<Claim> {
+    if members.is_empty() {
+        return claims;
+    }
+    claims.retain(|claim| claim.dead_for.is_none() || members.contains(&claim.node));
+    claims.sort_by_key(|claim| (claim.dead_for, claim.node));
+    while claims.len() > desired(members.len())
+        && claims.last().is_some_and(|claim| claim.dead_for.is_some())
+    {
+        claims.pop();
+    }
+    claims
 }
 
 /// The next change, if one is due.
@@ -217,6 +246,32 @@ mod tests {
             },
         );
         assert_eq!(next_change(&s, PATIENCE), Some(Change::AddLearner(node(3))));
+    }
+
+    fn claims(alive: &[u8], dead: &[(u8, u64)]) -> Vec<Claim> {
+        let claim = |n: u8, dead_for| Claim { node: node(n), seat: seat(n).0, dead_for };
+        let alive = alive.iter().map(|n| claim(*n, None));
+        let dead = dead.iter().map(|(n, s)| claim(*n, Some(Duration::from_secs(*s))));
+        dead.chain(alive).collect()
+    }
+
+    fn nodes(all: impl IntoIterator<Item = u8>) -> BTreeSet<NodeId> {
+        all.into_iter().map(node).collect()
+    }
+
+    #[test]
+    fn claims_of_the_dead_may_be_old() {
+        // Evicted: one voter is left of three.
+        assert_eq!(believed(claims(&[1], &[(3, 20)]), &nodes([1, 2])), claims(&[1], &[]));
+        // Replaced while dead, by others that have died since.
+        let found = believed(claims(&[1, 2], &[(3, 10), (9, 900), (4, 12), (5, 5)]), &nodes(1..=9));
+        assert_eq!(found.len(), 5);
+        assert!(!found.iter().any(|claim| claim.node == node(9)), "{found:?}");
+        // Dead all the same, and missed.
+        assert_eq!(believed(claims(&[1], &[(2, 70), (3, 90)]), &nodes(1..=4)).len(), 3);
+        // Alive ones know best, and who knows no ledger knows nothing better.
+        assert_eq!(believed(claims(&[1, 2, 3], &[]), &nodes([1])).len(), 3);
+        assert_eq!(believed(claims(&[1], &[(2, 5)]), &nodes([])).len(), 2);
     }
 
     proptest! {

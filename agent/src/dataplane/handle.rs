@@ -13,7 +13,7 @@ use weft_proto::names::MIN_MTU;
 
 use super::driver::Driver;
 use super::intent::Intent;
-use super::{DataplaneConfig, DataplaneError};
+use super::{DataplaneConfig, DataplaneError, thread};
 
 /// The host end of a pod's veth, as found in the kernel.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -110,31 +110,17 @@ impl Dataplane {
             let what = what.to_owned();
             move |e: std::io::Error| DataplaneError::Netlink { what, why: e.to_string() }
         };
-        let (waker, woken) = UnixStream::pair().map_err(io("make a wake-up pipe"))?;
-        waker.set_nonblocking(true).map_err(io("make a wake-up pipe"))?;
-        woken.set_nonblocking(true).map_err(io("make a wake-up pipe"))?;
+        let (waker, woken) = thread::pipe().map_err(io("make a wake-up pipe"))?;
         let shared = Arc::new(Shared {
             inbox: Mutex::default(),
             report: Mutex::default(),
             applied: watch::Sender::new(Applied::default()),
             waker,
         });
-        let (tell, told) = std::sync::mpsc::channel();
         let theirs = shared.clone();
-        let run = move || match Driver::new(config, theirs, woken) {
-            Ok(driver) => {
-                let _ = tell.send(Ok(()));
-                driver.run();
-            }
-            Err(error) => {
-                let _ = tell.send(Err(error));
-            }
-        };
-        std::thread::Builder::new()
-            .name("dataplane".to_owned())
-            .spawn(run)
-            .map_err(io("start the data plane thread"))?;
-        told.recv().map_err(|_| DataplaneError::Stopped)??;
+        let make = move || Driver::new(config, theirs, woken);
+        let started = thread::start("dataplane", make, Driver::run);
+        started.map_err(io("start the data plane thread"))?.ok_or(DataplaneError::Stopped)??;
         Ok(DataplaneHandle { owner: Arc::new(Owner { shared }) })
     }
 }

@@ -28,6 +28,7 @@ mod observe;
 pub mod plan;
 mod reaper;
 mod sysctl;
+pub(crate) mod thread;
 #[cfg(test)]
 pub(crate) mod tests;
 

@@ -3,10 +3,16 @@
 use std::future::Future;
 use std::time::{Duration, Instant};
 
+use super::reach::NoConnection;
 use super::{Book, Kube, connect};
 
 /// How long a request may take.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a request may take whose answer is not needed.
+const HINT: Duration = Duration::from_secs(5);
+/// An API server that has just started refuses for a while what its rules allow: it
+/// has not read them yet. What is refused for longer is meant.
+const WARMING: Duration = Duration::from_secs(25);
 
 /// What is asked, as a rule of RBAC would name it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -60,7 +66,10 @@ impl std::fmt::Display for Ask {
 /// Why a request was not granted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum KubeError {
-    /// No usable answer: the network, or the server is busy or starting.
+    /// No connection: nobody listens there (yet), or no way leads there.
+    #[error("{0}")]
+    Unconnected(String),
+    /// No usable answer: it is too late, or the server is busy or starting.
     #[error("{0}")]
     Away(String),
     /// 401 or 403.
@@ -77,11 +86,24 @@ pub enum KubeError {
     Other(u16, String),
 }
 
+/// True if no connection came about.
+fn unconnected(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut causes = std::iter::successors(Some(error), |error| error.source());
+    causes.any(<dyn std::error::Error>::is::<NoConnection>)
+}
+
 impl KubeError {
+    /// True for an error that waiting may heal and that concerns every request.
+    pub fn is_away(&self) -> bool {
+        matches!(self, Self::Away(_) | Self::Unconnected(_))
+    }
+
     /// From the client's error, with the code for the books.
     fn of(error: &kube::Error) -> (Self, String) {
         let kube::Error::Api(status) = error else {
-            return (Self::Away(connect::chain(error)), "-".to_owned());
+            let why = connect::chain(error);
+            let error = if unconnected(error) { Self::Unconnected(why) } else { Self::Away(why) };
+            return (error, "-".to_owned());
         };
         let said = if status.message.is_empty() { &status.reason } else { &status.message };
         let code = status.code;
@@ -118,6 +140,25 @@ impl Kube {
         result
     }
 
+    /// Makes a request whose answer helps, but is not needed: at most five seconds,
+    /// counted. What goes wrong with it is no fault.
+    pub(super) async fn hint<T>(
+        &self,
+        ask: Ask,
+        request: impl Future<Output = Result<T, kube::Error>>,
+    ) -> Option<T> {
+        let (value, code) = match tokio::time::timeout(HINT, request).await {
+            Ok(Ok(value)) => (Some(value), "ok".to_owned()),
+            Ok(Err(error)) => {
+                tracing::debug!("{ask}: {error}");
+                (None, KubeError::of(&error).1)
+            }
+            Err(_) => (None, "-".to_owned()),
+        };
+        *self.book().requests.entry((ask.verb, ask.resource, code)).or_default() += 1;
+        value
+    }
+
     /// Notes how a request went that somebody else made (a watch).
     pub fn heard(&self, ask: Ask, outcome: Result<(), &kube::Error>) {
         match outcome {
@@ -129,13 +170,29 @@ impl Kube {
         }
     }
 
+    /// Counts a request of somebody who looks after its failures himself.
+    pub fn count(&self, verb: &'static str, resource: &'static str, code: &str) {
+        self.book().count(verb, resource, code);
+    }
+
     fn note(&self, ask: Ask, code: &str, error: Option<&KubeError>) {
         let server = self.server();
+        // Without a code of HTTP nothing was heard: another endpoint may answer.
+        if code == "-" {
+            self.inner.reach.doubt();
+        }
         let news = self.book().note(ask, code, error, Instant::now());
         match (news, error) {
             (News::Back, _) => tracing::info!(server, "the API server answers"),
             (News::Gone, Some(error)) => {
                 tracing::warn!(server, "the API server does not answer ({ask}): {error}");
+            }
+            (News::Doubted, Some(error)) => {
+                tracing::warn!(
+                    "{ask}: {error}; it was granted before: either the server has just started and does \
+                     not know its rules yet, or this one was taken away: {}",
+                    ask.rule(self.namespace())
+                );
             }
             (News::Refused, Some(error)) => {
                 tracing::error!("{ask}: {error}; missing: {}", ask.rule(self.namespace()));
@@ -151,10 +208,27 @@ pub(super) enum News {
     Nothing,
     Back,
     Gone,
+    /// A refusal that may pass.
+    Doubted,
     Refused,
 }
 
+/// What is refused for want of a right.
+#[derive(Debug)]
+pub(super) struct Denial {
+    /// The server's words.
+    pub(super) why: String,
+    /// Until then it may pass.
+    until: Instant,
+    /// It does not pass.
+    pub(super) lasts: bool,
+}
+
 impl Book {
+    fn count(&mut self, verb: &'static str, resource: &'static str, code: &str) {
+        *self.requests.entry((verb, resource, code.to_owned())).or_default() += 1;
+    }
+
     pub(super) fn note(
         &mut self,
         ask: Ask,
@@ -162,8 +236,8 @@ impl Book {
         error: Option<&KubeError>,
         now: Instant,
     ) -> News {
-        *self.requests.entry((ask.verb, ask.resource, code.to_owned())).or_default() += 1;
-        if let Some(error @ KubeError::Away(_)) = error {
+        self.count(ask.verb, ask.resource, code);
+        if let Some(error) = error.filter(|error| error.is_away()) {
             let first = self.error.is_none() && self.answered.is_none();
             self.error = Some(format!("{ask}: {error}"));
             let gone = std::mem::replace(&mut self.reachable, false);
@@ -172,20 +246,36 @@ impl Book {
             }
             return if gone || first { News::Gone } else { News::Nothing };
         }
-        self.answered = Some(now);
+        let first = self.answered.replace(now).is_none();
         let back = !std::mem::replace(&mut self.reachable, true);
         if back {
             self.since = now;
+            self.returned = (!first).then_some(now);
         }
         match error {
             Some(KubeError::Denied(why)) => {
                 self.error = Some(format!("{ask}: {why}"));
-                if self.denied.insert(ask, why.clone()).is_none() {
+                let warming = self.returned.is_some_and(|at| now < at + WARMING);
+                let doubted = warming || self.granted.contains(&ask);
+                let known = self.denied.contains_key(&ask);
+                let denial = self.denied.entry(ask).or_insert_with(|| Denial {
+                    why: String::new(),
+                    until: if doubted { now + WARMING } else { now },
+                    lasts: false,
+                });
+                denial.why.clone_from(why);
+                if now >= denial.until && !std::mem::replace(&mut denial.lasts, true) {
                     return News::Refused;
+                }
+                if !known {
+                    return News::Doubted;
                 }
             }
             // A race that was lost, or something that is not there, is an answer.
-            _ => {
+            other => {
+                if other.is_none() {
+                    self.granted.insert(ask);
+                }
                 self.denied.remove(&ask);
                 if self.denied.is_empty() {
                     self.error = None;
@@ -198,21 +288,13 @@ impl Book {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use super::*;
+    use crate::kube::reach::Reach;
 
     #[test]
     fn the_book_tells_changes_once() {
         let now = Instant::now();
-        let mut book = Book {
-            reachable: false,
-            since: now,
-            answered: None,
-            error: None,
-            requests: BTreeMap::new(),
-            denied: BTreeMap::new(),
-        };
+        let mut book = Book::new(now);
         let ask = Ask::own("get", "secrets");
         let away = KubeError::Away("x".into());
         let denied = KubeError::Denied("no".into());
@@ -235,6 +317,74 @@ mod tests {
             "Role rule {apiGroups: [\"\"], resources: [\"secrets\"], verbs: [\"get\"]} in namespace \
              kube-system"
         );
+    }
+
+    #[test]
+    fn a_server_that_warms_up_is_not_taken_at_its_word() {
+        let start = Instant::now();
+        let at = |s: u64| start + Duration::from_secs(s);
+        let mut book = Book::new(start);
+        let (key, node) = (Ask::own("get", "secrets"), Ask::cluster("get", "nodes"));
+        let away = KubeError::Unconnected("refused".into());
+        let denied = KubeError::Denied("no".into());
+        let lasting = |book: &Book| book.denied.values().filter(|d| d.lasts).count();
+        assert_eq!(book.note(key, "ok", None, at(0)), News::Back);
+        assert_eq!(book.note(key, "-", Some(&away), at(60)), News::Gone);
+        // It comes back: what was granted before is doubted, and what was never asked.
+        assert_eq!(book.note(key, "403", Some(&denied), at(70)), News::Doubted);
+        assert_eq!(book.note(node, "403", Some(&denied), at(71)), News::Doubted);
+        assert_eq!(book.note(key, "403", Some(&denied), at(80)), News::Nothing);
+        assert_eq!(lasting(&book), 0);
+        assert_eq!(book.note(key, "ok", None, at(81)), News::Nothing);
+        // The other one stays refused.
+        assert_eq!(book.note(node, "403", Some(&denied), at(95)), News::Nothing);
+        assert_eq!(book.note(node, "403", Some(&denied), at(96)), News::Refused);
+        assert_eq!(book.note(node, "403", Some(&denied), at(120)), News::Nothing);
+        assert_eq!(lasting(&book), 1);
+        // Taken away while the server runs: named, and the more so when it lasts.
+        assert_eq!(book.note(key, "403", Some(&denied), at(200)), News::Doubted);
+        assert_eq!(book.note(key, "403", Some(&denied), at(230)), News::Refused);
+        // Never granted, by a server that has run for long: no doubt.
+        let patch = Ask::cluster("patch", "nodes/status");
+        assert_eq!(book.note(patch, "403", Some(&denied), at(240)), News::Refused);
+    }
+
+    #[tokio::test]
+    async fn nobody_listening_is_told_from_no_answer() {
+        // A port that was free a moment ago.
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let mut config = kube::Config::new(format!("http://{free}").parse().unwrap());
+        config.root_cert = Some(Vec::new());
+        let reach = Reach::new("x");
+        let client = connect::through(&config, &reach).unwrap();
+        let error = client.apiserver_version().await.unwrap_err();
+        assert!(matches!(KubeError::of(&error).0, KubeError::Unconnected(_)), "{error:?}");
+        reach.remember(&[free]);
+        let error = client.apiserver_version().await.unwrap_err();
+        let text = KubeError::of(&error).0.to_string();
+        assert!(text.contains(&format!("its endpoint {free}")), "{text}");
+    }
+
+    #[tokio::test]
+    async fn an_endpoint_stands_in_and_what_is_told_of_it() {
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let endpoint = listener.local_addr().unwrap();
+        let mute = tokio::spawn(async move {
+            loop {
+                drop(listener.accept().await);
+            }
+        });
+        let mut config = kube::Config::new(format!("http://{free}").parse().unwrap());
+        config.root_cert = Some(Vec::new());
+        let reach = Reach::new("x");
+        reach.remember(&[endpoint]);
+        let client = connect::through(&config, &reach).unwrap();
+        let error = client.apiserver_version().await.unwrap_err();
+        // It hangs up: that is no want of a connection.
+        assert!(matches!(KubeError::of(&error).0, KubeError::Away(_)), "{error:?}");
+        assert_eq!(reach.via(), Some(endpoint));
+        mute.abort();
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -27,6 +27,8 @@ pub struct Cache {
     pub contacts: Vec<String>,
     /// This Node's InternalIPs.
     pub addresses: Vec<IpAddr>,
+    /// The API server's own addresses, behind that of its service.
+    pub endpoints: Vec<SocketAddr>,
     /// Members that were seen to have a Node (voters know).
     pub had_node: BTreeSet<NodeId>,
 }

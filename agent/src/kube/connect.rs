@@ -3,12 +3,16 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use hyper_util::client::legacy;
+use hyper_util::rt::TokioExecutor;
+use kube::client::{ClientBuilder, ConfigExt};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 
+use super::reach::{Connector, Reach, Sender};
 use crate::config::Kubernetes;
 
-/// Time to get a connection.
-const CONNECT: Duration = Duration::from_secs(5);
+/// Time to get a connection, over all ways there are, and a TLS session in it.
+const CONNECT: Duration = Duration::from_secs(8);
 /// What a pod with a service account finds here.
 const TOKEN: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
 
@@ -65,10 +69,11 @@ pub(super) fn place(config: &Kubernetes, token: bool) -> Place {
     }
 }
 
-/// A client for the API server; `None` where there is none. Nothing is sent.
+/// A client for the API server, and the ways it goes; `None` where there is none.
+/// Nothing is sent.
 pub(super) async fn client(
     config: &Kubernetes,
-) -> Result<Option<(kube::Client, String)>, ConnectError> {
+) -> Result<Option<(kube::Client, String, Reach)>, ConnectError> {
     // More than one crypto provider may be linked in; the one of the mesh counts.
     let _already_there = rustls::crypto::ring::default_provider().install_default();
     let mut found = match place(config, Path::new(TOKEN).exists()) {
@@ -98,12 +103,34 @@ pub(super) async fn client(
         found.root_cert = Some(Vec::new());
     }
     found.connect_timeout = Some(CONNECT);
-    // Whoever asks here has a pause of his own, and wants to see the code.
-    found.default_retry = false;
     let server = found.cluster_url.to_string().trim_end_matches('/').to_owned();
-    let client = kube::Client::try_from(found)
-        .map_err(|e| ConnectError::Client { server: server.clone(), why: chain(&e) })?;
-    Ok(Some((client, server)))
+    let reach = Reach::new(&server);
+    let client = match &found.proxy_url {
+        None => through(&found, &reach),
+        Some(_) => kube::Client::try_from(found),
+    };
+    let client =
+        client.map_err(|e| ConnectError::Client { server: server.clone(), why: chain(&e) })?;
+    Ok(Some((client, server, reach)))
+}
+
+/// As [`kube::Client::try_from`] makes one, but connected by [`Reach`], and without
+/// retries: whoever asks here has a pause of his own, and wants to see the code.
+pub(super) fn through(config: &kube::Config, reach: &Reach) -> Result<kube::Client, kube::Error> {
+    let tls = config.rustls_https_connector_with_connector(Connector::new(reach.clone()))?;
+    let mut connector = hyper_timeout::TimeoutConnector::new(tls);
+    connector.set_connect_timeout(config.connect_timeout);
+    connector.set_read_timeout(config.read_timeout);
+    connector.set_write_timeout(config.write_timeout);
+    let client = legacy::Client::builder(TokioExecutor::new()).build(connector);
+    let sender = Sender { client, reach: reach.clone() };
+    let plain = ClientBuilder::new(sender, config.default_namespace.clone())
+        .with_layer(&config.extra_headers_layer()?);
+    let base = config.base_uri_layer();
+    Ok(match config.auth_layer()? {
+        Some(auth) => plain.with_layer(&auth).with_layer(&base).build(),
+        None => plain.with_layer(&base).build(),
+    })
 }
 
 fn url<T: std::str::FromStr>(text: &str) -> Result<T, ConnectError>
@@ -120,8 +147,8 @@ fn bracketed(host: &str, port: u16) -> String {
     }
 }
 
-/// An error with its causes, each said once.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
+/// An error with its causes, each said once: the outermost alone says little.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
@@ -169,7 +196,7 @@ mod tests {
         )
         .unwrap();
         let text = path.to_str().unwrap().to_owned();
-        let (_, server) = client(&config(&[("KUBECONFIG", &text)])).await.unwrap().unwrap();
+        let (_, server, _) = client(&config(&[("KUBECONFIG", &text)])).await.unwrap().unwrap();
         assert_eq!(server, "http://127.0.0.1:1");
         let other = config(&[("KUBECONFIG", &text), ("KUBE_APISERVER", "http://127.0.0.1:2")]);
         assert_eq!(client(&other).await.unwrap().unwrap().1, "http://127.0.0.1:2");

@@ -6,7 +6,7 @@
 //!                      own Node ◄── condition, annotations, Events
 //! ```
 //! Decisions are pure: [`founding`], [`contacts`], [`departed`], [`tidings`],
-//! [`mounts`]. Requests are bounded in time and counted by [`Kube::ask`].
+//! [`mounts`], most of `reach`. Requests are bounded in time and counted by [`Kube::ask`].
 //! Nothing here is needed to carry packets or to serve an ADD.
 
 mod ask;
@@ -14,6 +14,7 @@ pub mod cache;
 mod connect;
 pub mod contacts;
 pub mod departed;
+mod endpoints;
 pub mod events;
 pub mod founding;
 pub mod key;
@@ -21,20 +22,24 @@ pub mod mounts;
 pub mod node;
 pub mod nodes;
 pub mod pace;
+mod reach;
 pub mod record;
 mod services;
 pub mod tidings;
 
 pub use ask::{Ask, KubeError};
 pub use connect::ConnectError;
+pub(crate) use connect::chain;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use weft_proto::api::{KubernetesRequests, KubernetesStatus};
 
 use crate::config::Config;
+use ask::Denial;
+use reach::Reach;
 
 /// Name of the ConfigMap and of the Secret.
 pub const NAME: &str = "weft";
@@ -48,6 +53,7 @@ pub struct Kube {
 struct Inner {
     client: kube::Client,
     server: String,
+    reach: Reach,
     namespace: String,
     node: String,
     book: Mutex<Book>,
@@ -59,32 +65,43 @@ struct Book {
     reachable: bool,
     since: Instant,
     answered: Option<Instant>,
+    /// When it was last back after an outage.
+    returned: Option<Instant>,
     error: Option<String>,
     requests: BTreeMap<(&'static str, &'static str, String), u64>,
-    /// By what was asked: the server's words.
-    denied: BTreeMap<Ask, String>,
+    denied: BTreeMap<Ask, Denial>,
+    /// What was granted once in this life.
+    granted: BTreeSet<Ask>,
+}
+
+impl Book {
+    fn new(now: Instant) -> Self {
+        Self {
+            reachable: false,
+            since: now,
+            answered: None,
+            returned: None,
+            error: None,
+            requests: BTreeMap::new(),
+            denied: BTreeMap::new(),
+            granted: BTreeSet::new(),
+        }
+    }
 }
 
 impl Kube {
     /// Finds the API server; `None` where there is none. Nothing is sent yet.
     pub async fn find(config: &Config) -> Result<Option<Self>, ConnectError> {
-        let Some((client, server)) = connect::client(&config.kubernetes).await? else {
+        let Some((client, server, reach)) = connect::client(&config.kubernetes).await? else {
             return Ok(None);
-        };
-        let book = Book {
-            reachable: false,
-            since: Instant::now(),
-            answered: None,
-            error: None,
-            requests: BTreeMap::new(),
-            denied: BTreeMap::new(),
         };
         let inner = Inner {
             client,
             server,
+            reach,
             namespace: config.kubernetes.namespace.clone(),
             node: config.node_name.clone(),
-            book: Mutex::new(book),
+            book: Mutex::new(Book::new(Instant::now())),
         };
         Ok(Some(Self { inner: Arc::new(inner) }))
     }
@@ -120,10 +137,12 @@ impl Kube {
         (!book.reachable).then(|| book.since.elapsed())
     }
 
-    /// What was refused for want of a right and not granted since: what was
-    /// asked, and the server's words.
+    /// What is refused for want of a right, and not only because the server has
+    /// just started: what was asked, and the server's words.
     pub fn denied(&self) -> Vec<(Ask, String)> {
-        self.book().denied.iter().map(|(ask, why)| (*ask, why.clone())).collect()
+        let book = self.book();
+        let lasting = book.denied.iter().filter(|(_, denial)| denial.lasts);
+        lasting.map(|(ask, denial)| (*ask, denial.why.clone())).collect()
     }
 
     /// For `agent status`.
@@ -131,6 +150,7 @@ impl Kube {
         let book = self.book();
         KubernetesStatus {
             server: self.inner.server.clone(),
+            via: self.inner.reach.via().map(|endpoint| endpoint.to_string()),
             reachable: book.reachable,
             since_s: book.since.elapsed().as_secs(),
             last_answer_s: book.answered.map(|t| t.elapsed().as_secs()),

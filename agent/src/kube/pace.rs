@@ -27,6 +27,37 @@ pub fn after_failures(failures: u32, random: f64) -> Duration {
     spread(Duration::from_millis(500 << steps), random)
 }
 
+/// While nobody listens there, after so many tries in a row: a start is ready soon
+/// after the server is. From a quarter of a second, doubling to two; spread, never
+/// more than three.
+pub fn while_unconnected(tries: u32, random: f64) -> Duration {
+    let steps = tries.saturating_sub(1).min(3);
+    spread(Duration::from_millis(250 << steps), random)
+}
+
+/// How long a first start waits after a failure. What counts towards longer pauses
+/// is what the server answered, or did not, and not that it was yet to come.
+#[derive(Debug, Default)]
+pub struct FirstStart {
+    unconnected: u32,
+    failures: u32,
+}
+
+impl FirstStart {
+    /// The pause after one more failure.
+    pub fn after(&mut self, unconnected: bool, random: f64) -> Duration {
+        if unconnected {
+            self.failures = 0;
+            self.unconnected = self.unconnected.saturating_add(1);
+            while_unconnected(self.unconnected, random)
+        } else {
+            self.unconnected = 0;
+            self.failures = self.failures.saturating_add(1);
+            after_failures(self.failures, random)
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -38,6 +69,18 @@ mod tests {
         assert_eq!(round(3), Duration::from_secs(10));
         assert_eq!(round(5000), Duration::from_secs(500));
         assert_eq!(round(usize::MAX), Duration::from_secs(600));
+    }
+
+    #[test]
+    fn a_server_that_is_slow_to_come_is_found_soon() {
+        let mut pace = FirstStart::default();
+        let pauses: Vec<_> = (0..100).map(|_| pace.after(true, 1.0)).collect();
+        assert!(pauses.iter().all(|pause| *pause <= Duration::from_secs(3)), "{pauses:?}");
+        // Its first answers may be errors: those count from the first of them.
+        assert_eq!(pace.after(false, 0.5), Duration::from_millis(500));
+        assert_eq!(pace.after(false, 0.5), Duration::from_secs(1));
+        assert!((0..10).map(|_| pace.after(false, 0.5)).last() >= Some(Duration::from_secs(30)));
+        assert!(pace.after(true, 0.0) >= Duration::from_millis(125));
     }
 
     proptest! {

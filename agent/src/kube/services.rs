@@ -1,62 +1,27 @@
 //! The address ranges of services, where the API server tells them (1.33 and
 //! later).
 
-use std::borrow::Cow;
-use std::time::Duration;
-
 use ipnet::IpNet;
-use k8s_openapi::ClusterResourceScope;
-use kube::api::{Api, ListParams};
-use kube::core::ObjectMeta;
-use serde::{Deserialize, Serialize};
+use kube::core::params::ListParams;
+use kube::core::{ObjectList, Request};
+use serde::Deserialize;
 
-use super::Kube;
+use super::{Ask, Kube};
 
-/// An answer that helps but is not needed is not waited for longer.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATH: &str = "/apis/networking.k8s.io/v1/servicecidrs";
+const LIST: Ask = Ask::of("list", "networking.k8s.io", "servicecidrs");
 
 /// A ServiceCIDR object.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize)]
 struct ServiceCidr {
-    #[serde(default)]
-    metadata: ObjectMeta,
     #[serde(default)]
     spec: Spec,
 }
 
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize)]
 struct Spec {
     #[serde(default)]
     cidrs: Vec<String>,
-}
-
-impl kube::Resource for ServiceCidr {
-    type DynamicType = ();
-    type Scope = ClusterResourceScope;
-
-    fn kind((): &()) -> Cow<'_, str> {
-        "ServiceCIDR".into()
-    }
-
-    fn group((): &()) -> Cow<'_, str> {
-        "networking.k8s.io".into()
-    }
-
-    fn version((): &()) -> Cow<'_, str> {
-        "v1".into()
-    }
-
-    fn plural((): &()) -> Cow<'_, str> {
-        "servicecidrs".into()
-    }
-
-    fn meta(&self) -> &ObjectMeta {
-        &self.metadata
-    }
-
-    fn meta_mut(&mut self) -> &mut ObjectMeta {
-        &mut self.metadata
-    }
 }
 
 fn ranges(objects: &[ServiceCidr]) -> Vec<IpNet> {
@@ -68,16 +33,12 @@ impl Kube {
     /// The ranges of services; `None` where the server does not tell. Old servers
     /// have no such objects, and older rules do not allow it: that is no fault.
     pub async fn services(&self) -> Option<Vec<IpNet>> {
-        let api: Api<ServiceCidr> = Api::all(self.client());
-        let params = ListParams::default();
-        match tokio::time::timeout(PATIENCE, api.list(&params)).await {
-            Ok(Ok(list)) => Some(ranges(&list.items)),
-            Ok(Err(error)) => {
-                tracing::debug!("service ranges are not told: {error}");
-                None
-            }
-            Err(_) => None,
-        }
+        let request = Request::new(PATH).list(&ListParams::default());
+        let found = async {
+            let request = request.map_err(kube::Error::BuildRequest)?;
+            self.client().request::<ObjectList<ServiceCidr>>(request).await
+        };
+        self.hint(LIST, found).await.map(|list| ranges(&list.items))
     }
 }
 

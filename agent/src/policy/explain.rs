@@ -7,7 +7,7 @@ use std::str::FromStr;
 use serde::Serialize;
 
 use crate::policy::objects::network::{Namespaces, Peer, Port};
-use crate::policy::objects::{Pod, PodRef, PolicyRef, Tier};
+use crate::policy::objects::{ClusterPolicy, Pod, PodRef, PolicyRef, Tier};
 use crate::policy::state::{Action, Direction, Protocol};
 use crate::policy::world::compile::{self, Selected};
 use crate::policy::world::{Missing, Unknown, World};
@@ -68,6 +68,12 @@ pub enum Reason {
     NoPod,
     /// No policy selects the pod in this direction.
     NotSelected,
+    /// No NetworkPolicy selects it, and no rule of those ClusterNetworkPolicies
+    /// that do is about this connection.
+    NotMentioned {
+        /// Those policies.
+        policies: Vec<PolicyRef>,
+    },
     /// A rule decides.
     Rule {
         /// Its policy.
@@ -123,31 +129,51 @@ pub struct Explanation {
     pub port: u16,
 }
 
-impl fmt::Display for Reason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+fn word(allowed: bool) -> &'static str {
+    if allowed { "allowed" } else { "refused" }
+}
+
+impl Reason {
+    /// `allowed: no policy selects shop/front for egress`.
+    fn sentence(&self, side: &Side, direction: &str) -> String {
+        let pod = side.pod.as_ref().map_or_else(|| side.address.to_string(), ToString::to_string);
+        let (why, word) = (self.why(&pod, direction), word(side.allowed));
         match self {
-            Self::Itself => f.write_str("a pod may talk to itself"),
-            Self::NoPod => f.write_str("not a pod of the cluster: no policy applies to it"),
-            Self::NotSelected => f.write_str("no policy decides about it"),
-            Self::Rule { policy, field, name: None } => write!(f, "{policy}, {field}"),
-            Self::Rule { policy, field, name: Some(name) } => {
-                write!(f, "{policy}, {field} ({name})")
+            Self::Rule { .. } => format!("{word} by {why}"),
+            Self::Unknown { .. } => {
+                let unknown = if side.allowed { "allow" } else { "deny" };
+                format!("{word}: {why} (POLICY_UNKNOWN={unknown})")
             }
-            Self::NoRule { policies } => {
-                write!(f, "isolated, and no rule allows it: {}", names(policies))
-            }
-            Self::Unknown { missing } => f.write_str(match missing {
-                Missing::Pod => "the pod object is not known yet",
-                Missing::OtherUid => "the pod object is that of an earlier or later pod",
-                Missing::Namespace => "the namespace object is not known yet",
-            }),
+            _ => format!("{word}: {why}"),
+        }
+    }
+
+    fn why(&self, pod: &str, direction: &str) -> String {
+        match self {
+            Self::Itself => "a pod may always talk to itself".to_owned(),
+            Self::NoPod => format!("{pod} is not the address of a pod, so no policy applies to it"),
+            Self::NotSelected => format!("no policy selects {pod} for {direction}"),
+            Self::NotMentioned { policies } => format!(
+                "no NetworkPolicy selects {pod} for {direction}, and no rule of {} matches",
+                names(policies)
+            ),
+            Self::Rule { policy, field, name: None } => format!("{policy}, {field}"),
+            Self::Rule { policy, field, name: Some(name) } => format!("{policy}, {field} ({name})"),
+            Self::NoRule { policies } => format!("no rule of {} allows it", names(policies)),
+            Self::Unknown { missing } => match missing {
+                Missing::Pod => format!("the labels of {pod} are not known yet"),
+                Missing::OtherUid => {
+                    format!("what is known of {pod} is about an earlier or later pod of that name")
+                }
+                Missing::Namespace => format!("the namespace of {pod} is not known yet"),
+            },
         }
     }
 }
 
 fn names(policies: &[PolicyRef]) -> String {
     let names: Vec<String> = policies.iter().map(ToString::to_string).collect();
-    names.join("; ")
+    names.join(", ")
 }
 
 impl fmt::Display for Explanation {
@@ -156,7 +182,6 @@ impl fmt::Display for Explanation {
             Some(pod) => format!("{pod} ({})", side.address),
             None => side.address.to_string(),
         };
-        let word = |allowed: bool| if allowed { "allowed" } else { "refused" };
         writeln!(
             f,
             "{}: {} -> {} {} {}",
@@ -167,15 +192,16 @@ impl fmt::Display for Explanation {
             self.port
         )?;
         for (name, side) in [("egress", &self.egress), ("ingress", &self.ingress)] {
-            writeln!(f, "  {name:<8} {} by {}", word(side.allowed), side.reason)?;
+            writeln!(f, "  {name:<8} {}", side.reason.sentence(side, name))?;
             for passed in &side.passed {
-                writeln!(f, "           handed on by {passed}")?;
+                writeln!(f, "           after Pass by {}", passed.why("", name))?;
             }
-            if !side.isolated_by.is_empty() {
+            let named = matches!(side.reason, Reason::NoRule { .. });
+            if !named && !side.isolated_by.is_empty() {
                 writeln!(f, "           isolated by {}", names(&side.isolated_by))?;
             }
-            if !side.here {
-                writeln!(f, "           enforced on the pod's own node, if it has one")?;
+            if !side.here && side.pod.is_some() {
+                writeln!(f, "           enforced by the agent of that pod's node")?;
             }
         }
         Ok(())
@@ -312,7 +338,14 @@ impl Connection<'_> {
             side.reason = Reason::NoRule { policies: side.isolated_by.clone() };
             return;
         }
-        self.tier(Tier::Baseline, pod, selected, direction, side);
+        let decided = self.tier(Tier::Baseline, pod, selected, direction, side);
+        let speak =
+            |policy: &&&ClusterPolicy| !compile::cluster_rules(policy, direction).is_empty();
+        let policies: Vec<PolicyRef> =
+            selected.cluster.iter().filter(speak).map(|policy| policy.id.clone()).collect();
+        if !decided && !policies.is_empty() {
+            side.reason = Reason::NotMentioned { policies };
+        }
     }
 
     /// True if a rule of the tier decides.

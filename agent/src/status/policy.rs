@@ -3,13 +3,12 @@
 use std::fmt::Write;
 
 use weft_proto::api::{
-    PolicyDirection, PolicyPod, PolicyProblem, PolicyRefusedPort, PolicySource, PolicyStatus,
-    PolicyTable,
+    PolicyDirection, PolicyPod, PolicyProblem, PolicySource, PolicyStatus, PolicyTable,
 };
 
 use super::metrics::{Page, flag};
 use super::screen::columns;
-use super::text::{clean, count, span};
+use super::text::{clean, count, moment, span};
 use crate::api::backend::NO_POLICY;
 use crate::policy::engine::{Count, PodReport, PolicyReport};
 use crate::policy::feed::FeedStatus;
@@ -22,32 +21,16 @@ const NAMES: usize = 3;
 
 /// What engine and feed say, as one value.
 pub fn of(report: PolicyReport, feed: FeedStatus, busy: bool) -> PolicyStatus {
-    let table = report.table;
     PolicyStatus {
         synced: report.synced,
         enforced: report.enforced,
+        remembered_ms: feed.remembered_ms,
         busy,
         pods: report.pods.into_iter().map(pod).collect(),
-        table: PolicyTable {
-            in_sync: table.in_sync,
-            sets: table.sets,
-            elements: table.elements,
-            chains: table.chains,
-            subjects: table.subjects,
-            transactions: table.transactions,
-            repairs: table.repairs,
-            last_us: table.last_us,
-            longest_us: table.longest_us,
-            errors: table.errors,
-        },
+        table: report.table,
         refused_in: report.refused.ingress.packets,
         refused_out: report.refused.egress.packets,
-        refused_ports: report
-            .refused
-            .ports
-            .into_iter()
-            .map(|p| PolicyRefusedPort { protocol: p.protocol, port: p.port, packets: p.packets })
-            .collect(),
+        refused_ports: report.refused.ports,
         established_dropped: report.established.dropped,
         sources: feed
             .sources
@@ -121,6 +104,7 @@ fn addresses(number: usize) -> String {
 fn state(policy: &PolicyStatus) -> &'static str {
     match policy {
         PolicyStatus { table: PolicyTable { in_sync: false, .. }, .. } => "OUT OF SYNC",
+        PolicyStatus { enforced: false, remembered_ms: Some(_), .. } => "ENFORCED FROM MEMORY",
         PolicyStatus { enforced: false, .. } => "NOT SYNCED YET, new pods isolated as unknown",
         PolicyStatus { synced: false, .. } => "enforced, API server not followed",
         _ => "enforced",
@@ -146,6 +130,13 @@ pub fn render(policy: Option<&PolicyStatus>) -> String {
     );
     for error in &t.errors {
         let _ = writeln!(text, "           refused: {}", clean(error));
+    }
+    if let Some(ms) = policy.remembered_ms {
+        let _ = writeln!(
+            text,
+            "memory     as of {}: new pods are judged by it, older ones keep what they have",
+            moment(ms)
+        );
     }
     let _ = writeln!(text, "API server {}", if policy.synced { "synced" } else { "NOT SYNCED" });
     for source in &policy.sources {
@@ -236,6 +227,11 @@ pub(super) fn metrics(page: &mut Page, policy: &PolicyStatus) {
         "1 if the kernel has had the whole policy since the agent started.",
         flag(policy.enforced),
     );
+    page.gauge(
+        "weft_policy_remembered",
+        "1 if new pods are judged by what was known before the agent started.",
+        flag(policy.remembered_ms.is_some()),
+    );
     page.head("weft_policy_pods", "gauge", "Pods of this node, by what restricts them.");
     let (mut open, mut restricted, mut unknown) = (0_u32, 0_u32, 0_u32);
     for pod in &policy.pods {
@@ -325,6 +321,15 @@ refused    12 packets to pods of this node, 1 from them
   shop/front  10.32.0.6  open                              open                       0           0
 "
         );
+        let away = PolicyStatus {
+            enforced: false,
+            synced: false,
+            remembered_ms: Some(1_771_934_103_000),
+            ..sample::policy()
+        };
+        let text = render(Some(&away));
+        assert!(text.starts_with("policy     ENFORCED FROM MEMORY, 2 of 3"), "{text}");
+        assert!(text.contains("\nmemory     as of 2026-02-24 11:55:03 UTC: new pods"), "{text}");
         assert!(render(None).contains("EXPECT_NPC"));
         assert!(!text.contains('\u{1b}'));
     }

@@ -92,6 +92,7 @@ pub(crate) fn status() -> Status {
         policy: Some(policy()),
         kubernetes: Some(KubernetesStatus {
             server: "https://10.96.0.1".into(),
+            via: None,
             reachable: true,
             since_s: 60,
             last_answer_s: Some(3),
@@ -161,6 +162,7 @@ pub(crate) fn policy() -> PolicyStatus {
     let mut from_db = open();
     from_db.refused = 1;
     PolicyStatus {
+        remembered_ms: None,
         synced: true,
         enforced: true,
         busy: false,

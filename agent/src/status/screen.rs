@@ -166,9 +166,11 @@ fn dataplane(d: &DataplaneStatus) -> String {
 }
 
 fn kubernetes(k: &KubernetesStatus) -> String {
+    let via = k.via.as_ref().map(|via| format!(" through its endpoint {}", clean(via)));
     let mut text = format!(
-        "{}, {} for {}",
+        "{}{}, {} for {}",
         clean(&k.server),
+        via.unwrap_or_default(),
         if k.reachable { "answers" } else { "AWAY" },
         span(k.since_s)
     );

@@ -203,6 +203,20 @@ impl Ledger {
             .sum()
     }
 
+    /// Addresses of a family at rest of which the quarantine is over at `now_ms`, Unix
+    /// milliseconds. They count as at rest until the next command, which says what
+    /// time it is, and can be had by it.
+    pub fn rested(&self, ipv6: bool, now_ms: u64) -> u128 {
+        self.space
+            .iter()
+            .filter(|(span, by)| {
+                let over = |until_ms: u64| until_ms <= now_ms;
+                span.v6 == ipv6 && matches!(by, Holder::Resting { until_ms, .. } if over(*until_ms))
+            })
+            .map(|(span, _)| span.size())
+            .sum()
+    }
+
     /// All prefixes at rest, sorted.
     pub fn quarantine(&self) -> impl Iterator<Item = Resting> + '_ {
         self.space.iter().filter_map(|(span, by)| match by {

@@ -11,6 +11,10 @@ pub struct PolicyStatus {
     pub synced: bool,
     /// The kernel has had the whole policy in this life of the agent.
     pub enforced: bool,
+    /// Until the API server has told everything, new pods are judged by what an
+    /// earlier life of the agent knew; when that was true, in milliseconds since 1970.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remembered_ms: Option<u64>,
     /// Something that was learned is not in the kernel yet.
     pub busy: bool,
     /// Pods of this node.

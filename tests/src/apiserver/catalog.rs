@@ -27,7 +27,7 @@ pub struct Resource {
 /// Group, version, plural, kind, namespaced, status, custom.
 type Row = (&'static str, &'static str, &'static str, &'static str, bool, bool, bool);
 
-const BUILT_IN: [Row; 15] = [
+const BUILT_IN: [Row; 16] = [
     ("", "v1", "configmaps", "ConfigMap", true, false, false),
     ("", "v1", "endpoints", "Endpoints", true, false, false),
     ("", "v1", "events", "Event", true, false, false),
@@ -42,6 +42,7 @@ const BUILT_IN: [Row; 15] = [
     ("discovery.k8s.io", "v1", "endpointslices", "EndpointSlice", true, false, false),
     ("events.k8s.io", "v1", "events", "Event", true, false, false),
     ("networking.k8s.io", "v1", "networkpolicies", "NetworkPolicy", true, false, false),
+    ("networking.k8s.io", "v1", "servicecidrs", "ServiceCIDR", false, true, false),
     (
         "policy.networking.k8s.io",
         "v1alpha2",
@@ -104,8 +105,8 @@ impl Catalog {
         self.resources.push(Arc::new(resource));
     }
 
-    /// Serves `what` or not: a group (`policy.networking.k8s.io`) or one of its
-    /// versions (`discovery.k8s.io/v1`).
+    /// Serves `what` or not: a group (`policy.networking.k8s.io`), one of its
+    /// versions (`discovery.k8s.io/v1`) or a resource (`servicecidrs.networking.k8s.io`).
     pub fn serve(&mut self, what: &str, served: bool) {
         if served {
             self.absent.remove(what);
@@ -116,7 +117,8 @@ impl Catalog {
 
     fn served(&self) -> impl Iterator<Item = &Arc<Resource>> {
         self.resources.iter().filter(|resource| {
-            !self.absent.contains(&resource.group) && !self.absent.contains(&resource.api_version())
+            let names = [&resource.group, &resource.api_version(), &resource.qualified()];
+            !names.into_iter().any(|name| self.absent.contains(name))
         })
     }
 

@@ -28,6 +28,7 @@ pub mod error;
 mod list;
 pub mod objects;
 pub mod patch;
+mod rbac;
 pub mod request;
 pub mod selectors;
 mod server;
@@ -36,7 +37,7 @@ pub mod validate;
 pub mod verbs;
 mod watch;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex, mpsc};
@@ -50,6 +51,7 @@ use weft_agent::lab::netns::Netns;
 
 use self::catalog::{Catalog, Resource};
 use self::controls::Rules;
+use self::rbac::Rights;
 use self::server::{Command, Shared, lock, timestamp};
 use self::store::{Key, Store};
 
@@ -76,6 +78,7 @@ pub struct Builder {
     netns: Option<Netns>,
     token: Option<String>,
     catalog: Catalog,
+    rights: Option<Rights>,
 }
 
 impl Builder {
@@ -97,10 +100,16 @@ impl Builder {
         self
     }
 
-    /// Does not serve this group, or this version of one (`discovery.k8s.io/v1`).
+    /// Does not serve this group, version of one (`discovery.k8s.io/v1`), or resource.
     pub fn without(mut self, what: &str) -> Self {
         self.catalog.serve(what, false);
         self
+    }
+
+    /// Allows only what the ClusterRoles and Roles among these objects do, whoever asks.
+    pub fn rights(mut self, objects: &[Value]) -> Result<Self> {
+        self.rights = Some(Rights::read(objects)?);
+        Ok(self)
     }
 
     /// Starts it, with the namespaces every cluster has.
@@ -115,6 +124,7 @@ impl Builder {
             rules: Mutex::new(Rules::default()),
             ledger: Mutex::default(),
             token: self.token,
+            rights: Mutex::new(self.rights),
             bookmark_period: Mutex::new(BOOKMARKS),
             marks: tokio::sync::watch::Sender::new(0),
             cuts: tokio::sync::watch::Sender::new(0),
@@ -154,6 +164,7 @@ impl ApiServer {
             netns: None,
             token: None,
             catalog: Catalog::default(),
+            rights: None,
         }
     }
 
@@ -333,8 +344,8 @@ impl ApiServer {
         lock(&self.shared.rules).lift_all();
     }
 
-    /// Serves a group, or one version of it, or not: as if its definition was
-    /// installed or removed. Running watches end.
+    /// Serves a group, one version of it, or one resource, or not: as if its
+    /// definition was installed or removed. Running watches end.
     pub fn serve(&self, what: &str, served: bool) {
         lock(&self.shared.catalog).serve(what, served);
         self.cut_watches();
@@ -383,6 +394,12 @@ impl ApiServer {
     /// health, wrong paths, wrong methods, wrong tokens.
     pub fn other_requests(&self) -> u64 {
         lock(&self.shared.ledger).others
+    }
+
+    /// Rights (`get pods`) that no request has needed, of those given to
+    /// [`Builder::rights`].
+    pub fn unused_rights(&self) -> BTreeSet<String> {
+        lock(&self.shared.rights).as_ref().map(Rights::unused).unwrap_or_default()
     }
 
     /// Watches that are open now, by resource.

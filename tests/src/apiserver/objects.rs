@@ -1,6 +1,6 @@
 //! Objects as other parts of a cluster would write them.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use serde_json::{Value, json};
 
@@ -63,6 +63,26 @@ pub fn cluster_network_policy(name: &str, spec: Value) -> Value {
     });
     policy["spec"] = spec;
     policy
+}
+
+/// The endpoints of the API server itself.
+pub fn endpoints(of: SocketAddr) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Endpoints",
+        "metadata": {"name": "kubernetes", "namespace": "default"},
+        "subsets": [{
+            "addresses": [{"ip": of.ip().to_string()}],
+            "ports": [{"name": "https", "port": of.port(), "protocol": "TCP"}],
+        }],
+    })
+}
+
+/// A range of services.
+pub fn service_cidr(cidrs: &[&str]) -> Value {
+    json!({
+        "apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR",
+        "metadata": {"name": "kubernetes"}, "spec": {"cidrs": cidrs},
+    })
 }
 
 /// A ConfigMap.

@@ -22,6 +22,7 @@ use super::catalog::{Catalog, Resource};
 use super::controls::{Effect, Ledger, Logged, Rules};
 use super::encode;
 use super::error::ApiError;
+use super::rbac::{self, Rights};
 use super::request::{Form, Query, Route, Target, form};
 use super::store::Store;
 use super::verbs::{self, Verb};
@@ -38,6 +39,8 @@ pub(super) struct Shared {
     pub(super) rules: Mutex<Rules>,
     pub(super) ledger: Mutex<Ledger>,
     pub(super) token: Option<String>,
+    /// Everything is allowed, if there are none.
+    pub(super) rights: Mutex<Option<Rights>>,
     pub(super) bookmark_period: Mutex<Duration>,
     /// The store's revision: something changed.
     pub(super) changed: watch::Sender<u64>,
@@ -242,6 +245,18 @@ async fn object_answer(
     }
     if let Some(error) = effect.and_then(|e| e.error(asked.verb, &asked.name, namespace, object)) {
         return Err(error);
+    }
+    let plural = &asked.resource.plural;
+    let below = asked.target.subresource.as_ref().map(|below| format!("{plural}/{below}"));
+    let of_rbac = rbac::Asked {
+        verb: asked.verb,
+        group: &asked.resource.group,
+        resource: below.as_ref().unwrap_or(plural),
+        namespace,
+        name: asked.target.name.as_deref(),
+    };
+    if lock(&shared.rights).as_mut().is_some_and(|rights| !rights.allow(&of_rbac)) {
+        return Err(ApiError::forbidden(asked.verb.word(), &asked.name, namespace, object));
     }
     let form = form(&asked.accept)?;
     if asked.verb == Verb::Watch {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::json;
 use weft_agent::lab::netns::Netns;
 use weft_tests::apiserver::objects;
@@ -18,58 +18,84 @@ use weft_tests::stats::{ms, percentile};
 const PODS: usize = 10_000;
 const SPACES: usize = 100;
 const STEPS: [usize; 3] = [0, 100, 10_000];
-/// Per figure; each is taken several times and the best counts.
-const ROUND: Duration = Duration::from_millis(700);
-const ROUNDS: usize = 5;
+/// Per figure.
+const ROUND: Duration = Duration::from_millis(400);
+const ROUNDS: usize = 11;
 const CHANGES: usize = 100;
 const PORT: u16 = 9000;
+const PATIENCE: Duration = Duration::from_secs(60);
 
 fn main() -> Result<()> {
-    let mut lab = PolicyLab::start(|b| b)?;
-    lab.api.put(&objects::namespace("bench", &[("ns", "bench")]))?;
-    let client = lab.add("bench", "client", 1, &[("app", "client"), ("friend", "yes")])?;
-    let near = lab.add("bench", "near", 1, &[("app", "server")])?;
-    let far = lab.add("bench", "far", 2, &[("app", "server")])?;
-    let servers = [Server::start(&near)?, Server::start(&far)?];
-
-    let start = Instant::now();
-    for space in 0..SPACES {
-        let label = format!("team{}", space % 10);
-        lab.api.put(&objects::namespace(&format!("s{space}"), &[("team", &label)]))?;
-    }
-    for number in 0..PODS {
-        let (space, name) = (format!("s{}", number % SPACES), format!("p{number}"));
-        let (a, b) = (number / 250, number % 250 + 1);
-        let address = Ipv4Addr::new(10, 40, u8::try_from(a)?, u8::try_from(b)?);
-        let app = format!("app{}", number % 7);
-        let pod = objects::pod(&space, &name).node("elsewhere").label("app", &app);
-        lab.api.put(&pod.running(&[address.into()]).build())?;
-    }
+    let labs = STEPS.iter().map(|step| Loaded::start(*step)).collect::<Result<Vec<_>>>()?;
+    compare(&labs)?;
+    let [none, .., full] = &labs[..] else { bail!("too few labs") };
+    let [bare, pods, all] = full.memory;
     println!(
-        "{PODS} pods in {SPACES} namespaces written in {:.1} s",
-        start.elapsed().as_secs_f64()
+        "memory of an agent: {:.1} MiB, {:.2} KiB more per pod, {:.2} KiB more per policy",
+        bare as f64 / 1024.0,
+        pods.saturating_sub(bare) as f64 / PODS as f64,
+        all.saturating_sub(pods) as f64 / full.policies as f64
     );
-    let bare = memory(&lab)?;
+    first_policy(&none.lab, &none.client, &none.servers[1])?;
+    changes(&full.lab, &full.client, &full.servers[1])?;
+    rebuild(&full.lab)
+}
 
-    let mut figures = Vec::new();
-    let mut written = 0;
-    for step in STEPS {
-        let start = Instant::now();
-        while written < step {
+/// A cluster of its own with that many policies, so that all can be measured in turn.
+struct Loaded {
+    lab: PolicyLab,
+    policies: usize,
+    client: LabPod,
+    /// On the client's node, and on another.
+    servers: [Server; 2],
+    /// Of n2's agent, KiB: bare, with the pods, with pods and policies.
+    memory: [u64; 3],
+}
+
+impl Loaded {
+    fn start(policies: usize) -> Result<Self> {
+        let mut lab = PolicyLab::start(|b| b)?;
+        lab.api.put(&objects::namespace("bench", &[("ns", "bench")]))?;
+        let client = lab.add("bench", "client", 1, &[("app", "client"), ("friend", "yes")])?;
+        let near = lab.add("bench", "near", 1, &[("app", "server")])?;
+        let far = lab.add("bench", "far", 2, &[("app", "server")])?;
+        let servers = [Server::start(&near)?, Server::start(&far)?];
+        lab.converge()?;
+        let bare = memory(&lab)?;
+        for space in 0..SPACES {
+            let label = format!("team{}", space % 10);
+            lab.api.put(&objects::namespace(&format!("s{space}"), &[("team", &label)]))?;
+        }
+        for number in 0..PODS {
+            let (space, name) = (format!("s{}", number % SPACES), format!("p{number}"));
+            let (a, b) = (number / 250, number % 250 + 1);
+            // Outside the range: no address of a real pod.
+            let address = Ipv4Addr::new(10, 200, u8::try_from(a)?, u8::try_from(b)?);
+            let app = format!("app{}", number % 7);
+            let pod = objects::pod(&space, &name).node("elsewhere").label("app", &app);
+            lab.api.put(&pod.running(&[address.into()]).build())?;
+        }
+        let put = |number: usize| {
             // Every hundredth speaks of the pods that are measured.
-            let space = if written % 100 == 0 {
-                "bench".to_owned()
-            } else {
-                format!("s{}", written % SPACES)
-            };
-            lab.api.put(&policy(&space, written))?;
-            written += 1;
+            let speaks = number.is_multiple_of(100);
+            let space = if speaks { "bench" } else { &format!("s{}", number % SPACES) };
+            lab.api.put(&policy(space, number))
+        };
+        // Pods are asked for once there is a policy.
+        if policies > 0 {
+            put(0)?;
+        }
+        lab.converge()?;
+        let with_pods = memory(&lab)?;
+        let start = Instant::now();
+        for number in 1..policies {
+            put(number)?;
         }
         let wrote = start.elapsed();
         let took = lab.converge()?;
         let table = lab.policy(2)?.table;
         println!(
-            "{step} policies: written in {:.2} s, enforced {:.2} s later; n2: {} sets, {} elements, {} chains, {} addresses",
+            "{policies} policies: written in {:.2} s, enforced {:.2} s later; n2: {} sets, {} elements, {} chains, {} addresses",
             wrote.as_secs_f64(),
             took.as_secs_f64(),
             table.sets,
@@ -77,32 +103,51 @@ fn main() -> Result<()> {
             table.chains,
             table.subjects
         );
-        println!("memory of n2's agent: {:.1} MiB", memory(&lab)? as f64 / 1024.0);
-        for server in &servers {
-            figures.push((step, measure(&client, server)?));
+        let memory = [bare, with_pods, memory(&lab)?];
+        Ok(Self { lab, policies, client, servers, memory })
+    }
+}
+
+/// New connections and round trips, all clusters in turn; ratios within a round.
+fn compare(labs: &[Loaded]) -> Result<()> {
+    println!(
+        "\n{:>9} {:>6} {:>14} {:>22} {:>11} {:>22}",
+        "policies", "path", "connections/s", "to none [min, max]", "RTT us", "to none [min, max]"
+    );
+    for (at, path) in ["node", "tunnel"].into_iter().enumerate() {
+        let mut figures: Vec<Vec<Figure>> = labs.iter().map(|_| Vec::new()).collect();
+        for round in 0..ROUNDS {
+            for turn in 0..labs.len() {
+                // Whoever is first in a round is another each time.
+                let which = (turn + round) % labs.len();
+                let one = &labs[which];
+                figures[which].push(measure(&one.client, &one.servers[at])?);
+            }
+        }
+        for (one, own) in labs.iter().zip(&figures) {
+            let of = |take: fn(&Figure) -> f64| {
+                let ratios = own.iter().zip(&figures[0]).map(|(own, none)| take(own) / take(none));
+                let [low, median, high] = spread(ratios);
+                let [_, value, _] = spread(own.iter().map(take));
+                (value, format!("{median:.3} [{low:.3}, {high:.3}]"))
+            };
+            let ((rate, rates), (rtt, rtts)) = (of(|f| f.rate), of(|f| f.rtt_us));
+            println!(
+                "{:>9} {path:>6} {rate:>14.0} {rates:>22} {rtt:>11.1} {rtts:>22}",
+                one.policies
+            );
         }
     }
-    println!("\n{:>9} {:>6} {:>16} {:>12}", "policies", "path", "connections/s", "RTT p50 us");
-    for ((step, figure), path) in figures.iter().zip(["node", "tunnel"].iter().cycle()) {
-        println!("{step:>9} {path:>6} {:>16.0} {:>12.1}", figure.rate, figure.rtt_us);
-    }
-    for (at, path) in ["node", "tunnel"].into_iter().enumerate() {
-        let (first, last) = (&figures[at].1, &figures[figures.len() - 2 + at].1);
-        println!(
-            "{path}: connections/s with {} policies / with none: {:.3}; RTT: {:.3} (wanted 0.95 to 1.05)",
-            STEPS[2],
-            last.rate / first.rate,
-            last.rtt_us / first.rtt_us
-        );
-    }
-    let full = memory(&lab)?;
-    println!(
-        "memory of an agent: {:.1} MiB more with {PODS} pods and {written} policies: {:.2} KiB per pod",
-        (full.saturating_sub(bare)) as f64 / 1024.0,
-        (full.saturating_sub(bare)) as f64 / PODS as f64
-    );
-    changes(&lab, &client, &servers[1])?;
-    rebuild(&lab)
+    println!("wanted: 0.950 to 1.050 between none and {}\n", STEPS[STEPS.len() - 1]);
+    Ok(())
+}
+
+/// Least, median, greatest.
+fn spread(values: impl Iterator<Item = f64>) -> [f64; 3] {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    let at = |n: usize| values.get(n).copied().unwrap_or(f64::NAN);
+    [at(0), at(values.len() / 2), at(values.len().saturating_sub(1))]
 }
 
 /// One of many policies; those of the measured pods let the client in.
@@ -172,16 +217,9 @@ impl Drop for Server {
 fn measure(client: &LabPod, server: &Server) -> Result<Figure> {
     let netns = Netns::named(&client.plan.netns);
     let to = SocketAddrV4::new(server.address, PORT);
-    let mut rates = Vec::new();
-    let mut rtts = Vec::new();
-    for _ in 0..ROUNDS {
-        rates.push(netns.run(|| connections(to))??);
-        rtts.push(netns.run(|| round_trip(to))??);
-    }
-    // The best of the rounds: what else the machine does only ever costs time.
-    rates.sort_by(f64::total_cmp);
-    rtts.sort_by(f64::total_cmp);
-    Ok(Figure { rate: rates[ROUNDS - 1], rtt_us: rtts[0] })
+    let rate = netns.run(|| connections(to))??;
+    let rtt_us = netns.run(|| round_trip(to))??;
+    Ok(Figure { rate, rtt_us })
 }
 
 fn connections(to: SocketAddrV4) -> Result<f64> {
@@ -229,6 +267,11 @@ fn changes(lab: &PolicyLab, client: &LabPod, server: &Server) -> Result<()> {
         let sockets: Vec<UdpSocket> = netns.run(|| {
             (0..2000).map(|_| UdpSocket::bind("0.0.0.0:0")).collect::<std::io::Result<_>>()
         })??;
+        let closed = netns.run(|| UdpSocket::bind("0.0.0.0:0"))??;
+        closed.connect(to)?;
+        closed.set_read_timeout(Some(Duration::from_millis(20)))?;
+        closed.send(b"!")?;
+        ensure!(closed.recv(&mut [0; 8]).is_err(), "open without the label");
         let start = Instant::now();
         label(lab, true)?;
         let mut through = None;
@@ -258,6 +301,47 @@ fn changes(lab: &PolicyLab, client: &LabPod, server: &Server) -> Result<()> {
         ms(percentile(&times, 99)),
         ms(percentile(&kernel, 50)),
         ms(percentile(&kernel, 99)),
+    );
+    Ok(())
+}
+
+/// The only policy of the cluster comes and goes, with all those pods known.
+fn first_policy(lab: &PolicyLab, client: &LabPod, server: &Server) -> Result<()> {
+    let netns = Netns::named(&client.plan.netns);
+    let to = SocketAddrV4::new(server.address, PORT);
+    // A flow of its own each time; an answer takes microseconds.
+    let open = || -> Result<bool> {
+        let socket = netns.run(|| UdpSocket::bind("0.0.0.0:0"))??;
+        socket.connect(to)?;
+        socket.set_read_timeout(Some(Duration::from_millis(5)))?;
+        socket.send(b"?")?;
+        Ok(socket.recv(&mut [0; 8]).is_ok())
+    };
+    let deny = objects::network_policy("bench", "deny", json!({ "podSelector": {} }));
+    let [mut closed, mut opened] = [Vec::new(), Vec::new()];
+    for _ in 0..20 {
+        lab.converge_on(&[2])?;
+        ensure!(open()?, "closed without a policy");
+        let start = Instant::now();
+        lab.api.put(&deny)?;
+        while open()? {
+            ensure!(start.elapsed() < PATIENCE, "the policy had no effect");
+        }
+        closed.push(start.elapsed());
+        lab.converge_on(&[2])?;
+        let start = Instant::now();
+        lab.api.delete("networkpolicies", "bench", "deny")?;
+        while !open()? {
+            ensure!(start.elapsed() < PATIENCE, "the policy is gone, its effect is not");
+        }
+        opened.push(start.elapsed());
+    }
+    println!(
+        "the first policy, with {PODS} pods: refuses after p50 {:.1} ms, p99 {:.1} ms; its end: after p50 {:.1} ms, p99 {:.1} ms",
+        ms(percentile(&closed, 50)),
+        ms(percentile(&closed, 99)),
+        ms(percentile(&opened, 50)),
+        ms(percentile(&opened, 99)),
     );
     Ok(())
 }

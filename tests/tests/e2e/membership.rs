@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
+use weft_tests::Result;
 use weft_tests::kubernetes::KubeCluster;
 use weft_tests::kubernetes::weft::{self, AgentOf};
-use weft_tests::{Result, wait_until};
 
 use crate::{QUARANTINE, disruptions, reach, workloads};
 
@@ -28,9 +28,11 @@ pub(crate) fn dies_and_returns(cluster: &mut KubeCluster) -> Result<String> {
         Ok(true)
     })?;
     let evicted = start.elapsed();
-    // Addresses that rest become free when somebody asks for some after that.
-    wait_until("the end of the quarantine", PATIENCE, || {
-        Ok(start.elapsed() > evicted + QUARANTINE + Duration::from_secs(5))
+    // It ends although nobody asks for an address.
+    cluster.kubectl().wait("the end of the quarantine", QUARANTINE + PATIENCE, || {
+        let resting =
+            cluster.nodes()[..2].iter().map(|n| Ok(AgentOf(n).status()?.ipam.quarantined));
+        Ok(resting.collect::<Result<Vec<_>>>()?.iter().all(|resting| *resting == 0))
     })?;
     let start = Instant::now();
     cluster.node_mut(3).boot()?;

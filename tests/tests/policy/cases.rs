@@ -47,13 +47,21 @@ fn pods(dice: &mut Dice) -> Value {
 
 /// A block, with or without exceptions; `addresses` are those of pods.
 fn block(dice: &mut Dice, addresses: &[String]) -> Value {
-    let one = |dice: &mut Dice| format!("{}/32", pick(dice, addresses));
+    let own = pick(dice, addresses);
+    let v6 = own.contains(':');
+    let of_family: Vec<&String> = addresses.iter().filter(|a| a.contains(':') == v6).collect();
+    let one = |dice: &mut Dice| format!("{}/{}", pick(dice, &of_family), if v6 { 128 } else { 32 });
+    let [all, range, part, foreign] = if v6 {
+        ["::/0", "fd00:77::/48", "124", "2001:db8::/32"]
+    } else {
+        ["0.0.0.0/0", "10.32.0.0/12", "28", "192.0.2.0/24"]
+    };
     match dice.below(5) {
         0 => json!({ "cidr": one(dice) }),
-        1 => json!({ "cidr": "0.0.0.0/0", "except": [one(dice), one(dice)] }),
-        2 => json!({ "cidr": "10.32.0.0/12" }),
-        3 => json!({ "cidr": format!("{}/28", pick(dice, addresses)), "except": [one(dice)] }),
-        _ => json!({ "cidr": "192.0.2.0/24" }),
+        1 => json!({ "cidr": all, "except": [one(dice), one(dice)] }),
+        2 => json!({ "cidr": range }),
+        3 => json!({ "cidr": format!("{own}/{part}"), "except": [one(dice)] }),
+        _ => json!({ "cidr": foreign }),
     }
 }
 
@@ -132,7 +140,11 @@ fn cluster_peer(dice: &mut Dice, egress: bool, addresses: &[String]) -> Value {
     match dice.below(if egress { 4 } else { 2 }) {
         0 => json!({ "namespaces": spaces(dice) }),
         1 => pods_of(dice),
-        2 => json!({ "networks": [format!("{}/32", pick(dice, addresses)), "192.0.2.0/24"] }),
+        2 => {
+            let own = pick(dice, addresses);
+            let length = if own.contains(':') { 128 } else { 32 };
+            json!({ "networks": [format!("{own}/{length}"), "192.0.2.0/24"] })
+        }
         _ => json!({ "nodes": { "matchExpressions": [
             { "key": "kubernetes.io/hostname", "operator": "Exists" }] } }),
     }

@@ -13,22 +13,34 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use weft_tests::Result;
 use weft_tests::apiserver::objects;
+use weft_tests::cluster::Builder;
 use weft_tests::dice::Dice;
 use weft_tests::policy::{NodePlan, Plan, PodPlan};
 use weft_tests::policy_lab::{LabPod, PolicyLab};
 
 /// For the cases of an ordinary run.
 const BUDGET: Duration = Duration::from_secs(15);
+/// Cases in which every pod has two addresses.
+const BOTH: usize = 12;
 /// Tries to get an address again.
 const AGAIN: usize = 24;
 
 fn addresses(lab: &PolicyLab) -> Vec<String> {
-    lab.pods.values().map(|pod| pod.address.to_string()).collect()
+    lab.pods.values().flat_map(LabPod::addresses).map(|ip| ip.to_string()).collect()
 }
 
 /// Small, so that addresses come back soon.
 fn lab() -> Result<PolicyLab> {
-    let mut lab = PolicyLab::start(|b| b.range("10.32.1.0/25").env("LEASE_COOLDOWN", "20ms"))?;
+    lab_with(|b| b)
+}
+
+fn lab_of(ranges: &str) -> Result<PolicyLab> {
+    lab_with(|b| b.range(ranges))
+}
+
+fn lab_with(change: impl FnOnce(Builder) -> Builder) -> Result<PolicyLab> {
+    let small = |b: Builder| b.range("10.32.1.0/25").env("LEASE_COOLDOWN", "20ms");
+    let mut lab = PolicyLab::start(|b| change(small(b)))?;
     lab.nine()?;
     Ok(lab)
 }
@@ -137,10 +149,9 @@ fn recreate(lab: &mut PolicyLab, dice: &mut Dice) -> Result<String> {
         labels.push(("extra", "yes"));
     }
     let (new, reused) = again(lab, space, pod, &old, &labels)?;
-    let address = new.address;
-    lab.enter(space, pod, new)?;
+    let new = lab.enter(space, pod, new)?;
     // Nobody has told the others its address yet; its own node knows its labels.
-    lab.running(space, pod, address)?;
+    lab.running(space, pod, &new)?;
     world::not_more_open(lab, &name, None, &format!("{name} just attached"))?;
     Ok(format!("{name} made again{}", if reused { " with its old address" } else { "" }))
 }
@@ -171,8 +182,16 @@ fn again(
 fn truth_table() -> Result {
     let wanted: Option<usize> =
         std::env::var("WEFT_POLICY_CASES").ok().and_then(|text| text.parse().ok());
-    let mut dice = Dice::new("truth table");
-    let mut lab = lab()?;
+    table(lab()?, Dice::new("truth table"), wanted)
+}
+
+/// The same where every pod has an address of each family: cells of both.
+#[test]
+fn truth_table_of_both_families() -> Result {
+    table(lab_of("10.32.1.0/25,fd00:77::/48")?, Dice::new("both families"), Some(BOTH))
+}
+
+fn table(mut lab: PolicyLab, mut dice: Dice, wanted: Option<usize>) -> Result {
     let start = Instant::now();
     let first = world::check(&mut lab, "without policies")?;
     assert_eq!(first.cells, first.open, "without policies everything is open");
@@ -274,7 +293,7 @@ fn plan(lab: &PolicyLab) -> Plan {
             namespace: namespace.to_owned(),
             name: name.to_owned(),
             node: format!("n{}", pod.node),
-            addresses: vec![pod.address.into()],
+            addresses: pod.addresses(),
         })
     });
     let nodes = lab

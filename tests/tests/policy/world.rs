@@ -1,5 +1,6 @@
 //! What the API server holds, what follows from it by the letter, what happens.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use anyhow::bail;
@@ -8,7 +9,8 @@ use weft_agent::policy::state::Protocol;
 use weft_tests::Result;
 use weft_tests::policy::Objects;
 use weft_tests::policy::naive::{self, Connection, Way};
-use weft_tests::policy_lab::PolicyLab;
+use weft_tests::policy_lab::{LabPod, PolicyLab, status};
+use weft_tests::prober::Expect;
 
 /// Most wrong cells shown.
 const SHOWN: usize = 6;
@@ -62,7 +64,10 @@ pub(crate) fn compare_with(lab: &mut PolicyLab, what: &str, objects: &Objects) -
         open.set(open.get() + usize::from(allowed));
         allowed
     };
-    let (wrong, cells) = lab.compare(allowed)?;
+    let expected = |from, to, protocol, port| {
+        if allowed(from, to, protocol, port) { Expect::Through } else { Expect::Refused }
+    };
+    let (wrong, cells) = lab.compare(expected)?;
     if wrong.is_empty() {
         return Ok(Tally { cells, open: open.get() });
     }
@@ -71,9 +76,11 @@ pub(crate) fn compare_with(lab: &mut PolicyLab, what: &str, objects: &Objects) -
         let (protocol, port) = one.what;
         let happened = if one.reached { "gets through, must not" } else { "must get through" };
         text.push_str(&format!(
-            "\n{} to {} {port}/{}: {happened}\n{}",
+            "\n{} ({}) to {} ({}) {port}/{}: {happened}\n{}",
             one.from,
+            one.ends.0,
             one.to,
+            one.ends.1,
             word(protocol),
             lab.explain(one)
         ));
@@ -103,42 +110,62 @@ pub(crate) fn not_more_open(
     what: &str,
 ) -> Result {
     let objects = objects(lab)?;
-    let (mut reached, _) = lab.compare(|_, _, _, _| false)?;
-    let moves = |name: &str| moving.is_some_and(|m| name.split('/').next() == Some(m));
-    reached.retain(|one| !moves(&one.from) && !moves(&one.to));
-    let ip = |name: &str| lab.pods.get(name).map(|pod| IpAddr::from(pod.address));
-    for one in &reached {
-        let (Some(from), Some(to)) = (ip(&one.from), ip(&one.to)) else { continue };
-        let (protocol, port) = one.what;
+    let moves: BTreeSet<IpAddr> = lab
+        .pods
+        .iter()
+        .filter(|(name, _)| moving.is_some_and(|m| name.split('/').next() == Some(m)))
+        .flat_map(|(_, pod)| pod.addresses())
+        .collect();
+    let new = lab.pods.get(new).map(LabPod::addresses).unwrap_or_default();
+    let known = objects.cluster_policies.is_empty();
+    let may = |from: IpAddr, to: IpAddr, protocol, port| {
         let connection = Connection { from, to, protocol: word(protocol), port };
         let half = |way| naive::half(&objects, connection, way);
-        let known = objects.cluster_policies.is_empty();
-        let egress = one.to == new && !known || half(Way::Egress);
-        let ingress = one.from == new && !known || half(Way::Ingress);
-        if !(egress && ingress) {
-            bail!(
-                "{what}: {} to {} {port}/{}: gets through, must not\n{}",
-                one.from,
-                one.to,
-                word(protocol),
-                lab.explain(one)
-            );
-        }
+        let egress = new.contains(&to) && !known || half(Way::Egress);
+        let ingress = new.contains(&from) && !known || half(Way::Ingress);
+        moves.contains(&from) || moves.contains(&to) || egress && ingress
+    };
+    let (wrong, _) =
+        lab.compare(
+            |from, to, protocol, port| {
+                if may(from, to, protocol, port) { Expect::Either } else { Expect::Refused }
+            },
+        )?;
+    if let Some(one) = wrong.first() {
+        let (protocol, port) = one.what;
+        bail!(
+            "{what}: {} to {} {port}/{}: gets through, must not\n{}",
+            one.from,
+            one.to,
+            word(protocol),
+            lab.explain(one)
+        );
     }
     Ok(())
 }
 
-/// These objects, and a pod with this address that may do nothing.
-pub(crate) fn isolated(objects: &Objects, address: std::net::Ipv4Addr) -> Objects {
-    let mut all = objects.clone();
-    let ip = address.to_string();
-    all.pods.push(serde_json::json!({
-        "metadata": { "namespace": "nowhere", "name": "stranger", "labels": {} },
-        "spec": {}, "status": { "phase": "Running", "podIP": ip, "podIPs": [{ "ip": ip }] },
+/// An object for a pod that the API server does not know, in a namespace of this
+/// name of which it knows as little.
+pub(crate) fn stranger(objects: &mut Objects, namespace: &str, pod: &LabPod) {
+    objects.pods.push(serde_json::json!({
+        "metadata": { "namespace": namespace, "name": format!("stranger-{}", pod.address) },
+        "spec": {}, "status": status(pod),
     }));
-    all.policies.push(serde_json::json!({
-        "metadata": { "namespace": "nowhere", "name": "closed" },
-        "spec": { "podSelector": {}, "policyTypes": ["Ingress", "Egress"] },
+}
+
+/// All pods of a namespace are isolated in these directions.
+pub(crate) fn close(objects: &mut Objects, namespace: &str, directions: &[&str]) {
+    objects.policies.push(serde_json::json!({
+        "metadata": { "namespace": namespace, "name": "closed" },
+        "spec": { "podSelector": {}, "policyTypes": directions },
     }));
-    all
+}
+
+/// A pod was made again elsewhere, and nobody told the API server.
+pub(crate) fn moved(objects: &mut Objects, namespace: &str, name: &str, pod: &LabPod) {
+    let same =
+        |o: &&mut Value| o["metadata"]["namespace"] == namespace && o["metadata"]["name"] == name;
+    if let Some(object) = objects.pods.iter_mut().find(same) {
+        object["status"] = status(pod);
+    }
 }

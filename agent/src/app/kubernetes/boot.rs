@@ -70,6 +70,7 @@ pub(in crate::app) async fn boot(
     stop: impl Future<Output = ()>,
 ) -> Result<Option<Boot>> {
     let mut store = Store::open(&config.state_dir);
+    kube.remember(&store.get().endpoints);
     let waits = Waits::default();
     let forbidden = conflict.as_ref().map(judge::range_overlap).or_else(|| {
         judge::service_overlap(config.kubernetes.service_host.as_deref(), &config.ranges)
@@ -166,13 +167,13 @@ fn finish(config: &Config, kube: Kube, store: Store, known: Known) -> Boot {
 /// Asks until everything is known.
 async fn ask(config: &Config, me: NodeId, kube: &Kube, store: &mut Store, waits: &Waits) -> Known {
     let mut memory = Memory::default();
-    let mut failures = 0;
+    let mut pace = pace::FirstStart::default();
     loop {
-        let problem = match attempt(config, me, kube, store, &mut memory).await {
-            Ok(known) => return known,
-            Err(problem) => problem,
-        };
-        failures += 1;
+        let Wait { problem, unconnected } =
+            match attempt(config, me, kube, store, &mut memory).await {
+                Ok(known) => return known,
+                Err(wait) => wait,
+            };
         {
             let mut waits = waits.lock().unwrap_or_else(PoisonError::into_inner);
             if waits.first().map(|c| &c.message) != Some(&problem.message) {
@@ -180,7 +181,27 @@ async fn ask(config: &Config, me: NodeId, kube: &Kube, store: &mut Store, waits:
             }
             *waits = vec![problem];
         }
-        tokio::time::sleep(pace::after_failures(failures, rand::random())).await;
+        tokio::time::sleep(pace.after(unconnected, rand::random())).await;
+    }
+}
+
+/// Why a first start waits.
+struct Wait {
+    problem: Condition,
+    /// Nobody listens where the API server should be.
+    unconnected: bool,
+}
+
+impl Wait {
+    fn of(kube: &Kube, what: &str, error: &KubeError) -> Self {
+        let unconnected = matches!(error, KubeError::Unconnected(_));
+        Self { problem: judge::waiting(kube, what, error), unconnected }
+    }
+}
+
+impl From<Condition> for Wait {
+    fn from(problem: Condition) -> Self {
+        Self { problem, unconnected: false }
     }
 }
 
@@ -190,11 +211,11 @@ async fn attempt(
     kube: &Kube,
     store: &mut Store,
     memory: &mut Memory,
-) -> Result<Known, Condition> {
-    let waits = |what: &'static str| move |e: KubeError| judge::waiting(kube, what, &e);
+) -> Result<Known, Wait> {
+    let waits = |what: &'static str| move |e: KubeError| Wait::of(kube, what, &e);
     let fresh = !config.state_dir.join("consensus.redb").exists();
     match look_at_own_node(kube, store, fresh).await {
-        Err(e) if super::is_away(&e) => return Err(waits("this Node's addresses")(e)),
+        Err(e) if e.is_away() => return Err(waits("this Node's addresses")(e)),
         // The rounds tell what is wrong there; it is no reason not to start.
         _ => {}
     }
@@ -202,7 +223,7 @@ async fn attempt(
         && let Some(services) = kube.services().await
         && let Some(overlap) = judge::services_overlap(&services, &config.ranges)
     {
-        return Err(overlap);
+        return Err(overlap.into());
     }
     let keys = if config.password.is_empty() {
         let keys = kube.keys_or_new().await.map_err(waits("the cluster key"))?;
@@ -306,8 +327,8 @@ impl Memory {
     }
 
     /// Until it is settled who founds.
-    async fn settle(&mut self, kube: &Kube, me: Me) -> Result<(Founding, Record), Condition> {
-        let waits = |what: &'static str| move |e: KubeError| judge::waiting(kube, what, &e);
+    async fn settle(&mut self, kube: &Kube, me: Me) -> Result<(Founding, Record), Wait> {
+        let waits = |what: &'static str| move |e: KubeError| Wait::of(kube, what, &e);
         loop {
             let (seen, step) =
                 self.look(kube, &me).await.map_err(waits("who founds the cluster"))?;
@@ -323,7 +344,7 @@ impl Memory {
                     let (_, cluster) =
                         kube.ask_nodes().await.map_err(waits("whether there is a cluster"))?;
                     if let Some(cluster) = cluster {
-                        return Err(judge::unrecorded(kube, cluster));
+                        return Err(judge::unrecorded(kube, cluster).into());
                     }
                     self.checked = true;
                 }

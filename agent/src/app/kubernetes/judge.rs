@@ -64,7 +64,7 @@ pub(super) fn waiting(kube: &Kube, what: &str, error: &KubeError) -> Condition {
                 "apply the RBAC rules of deploy/daemonset.yaml".to_owned(),
             ),
         },
-        KubeError::Away(why) => condition(
+        KubeError::Away(why) | KubeError::Unconnected(why) => condition(
             Health::Broken,
             "KubernetesAway",
             format!("this first start waits for the API server {server} ({what}): {why}"),

@@ -20,9 +20,9 @@ pub(super) use round::run as rounds;
 pub(super) use tell::run as tell;
 
 use crate::consensus::Founding;
+use crate::kube::Kube;
 use crate::kube::cache::{Cache, Store};
 use crate::kube::events::Emitter;
-use crate::kube::{Kube, KubeError};
 
 /// What the daemon holds of Kubernetes.
 pub(crate) struct Wired {
@@ -72,9 +72,4 @@ impl Claim {
     pub(super) fn is_fresh(self) -> bool {
         self.0.elapsed() < crate::kube::founding::FRESH
     }
-}
-
-/// True for an error that waiting may heal and that concerns every request.
-fn is_away(error: &KubeError) -> bool {
-    matches!(error, KubeError::Away(_))
 }

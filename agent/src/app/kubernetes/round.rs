@@ -9,7 +9,7 @@ use weft_proto::id::ClusterId;
 
 use super::super::App;
 use super::boot::{Memory, mountinfo};
-use super::{Wired, is_away, judge, own_address};
+use super::{Wired, judge, own_address};
 use crate::consensus::Founding;
 use crate::kube::contacts::{self, contact};
 use crate::kube::founding::{Me, Record, Step};
@@ -19,6 +19,8 @@ use crate::mesh::net::PeerNet;
 
 /// How often the local state is looked at that calls for a round at once.
 const GLANCE: Duration = Duration::from_millis(500);
+/// How often, at most, the API server's endpoints are asked for: they change seldom.
+const ENDPOINTS: Duration = Duration::from_secs(600);
 /// Alone for so long, a node asks for more contacts than the record has.
 const ALONE: Duration = Duration::from_secs(15);
 
@@ -44,6 +46,8 @@ struct State {
     keys: Vec<String>,
     /// The ranges of services were asked for.
     services_known: bool,
+    /// When the API server's endpoints are asked for again.
+    next_endpoints: Option<Instant>,
 }
 
 /// For ever, where there is Kubernetes.
@@ -114,13 +118,23 @@ async fn round(
                 .and_then(|services| judge::services_overlap(&services, ranges)),
         );
     }
+    let now = Instant::now();
+    if state.next_endpoints.is_none_or(|next| now >= next) {
+        let members = app.consensus.ledger().members().count();
+        let pause = (10 * pace::round(members)).max(ENDPOINTS);
+        state.next_endpoints = Some(now + pace::spread(pause, rand::random()));
+        if let Some(endpoints) = wired.kube.endpoints().await {
+            wired.kube.remember(&endpoints);
+            wired.keep(|cache| cache.endpoints.clone_from(&endpoints));
+        }
+    }
     Ok(())
 }
 
 /// A refusal of one thing is told by its condition and leaves the rest to do.
 fn settle(result: Result<(), KubeError>) -> Result<(), KubeError> {
     match result {
-        Err(error) if is_away(&error) => Err(error),
+        Err(error) if error.is_away() => Err(error),
         Err(error) => {
             tracing::debug!("Kubernetes: {error}");
             Ok(())

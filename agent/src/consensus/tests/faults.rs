@@ -148,6 +148,30 @@ async fn two_founders_without_disks_wait_for_the_third() {
 }
 
 #[tokio::test]
+async fn a_former_voter_does_not_count_the_evicted_one() {
+    let world = World::default();
+    let mut nodes = founded(&world).await;
+    let mut gone = nodes.remove((leader_of(&nodes) + 1) % 3);
+    world.stop(&mut gone).await;
+    let op = Op::Evict { node: gone.id };
+    nodes[0].h().propose(op, Duration::from_secs(60)).await.unwrap();
+    until("one voter", || nodes.iter().any(|n| n.settled_voters() == 1)).await;
+    let leader = leader_of(&nodes);
+    assert!(nodes[leader].h().status().quorum);
+    // The mesh still tells of the dead one, and of the seat it had.
+    let former = &nodes[1 - leader];
+    let view = former.h().core.net.view();
+    assert!(!view.is_alive(gone.id) && view.members[&gone.id].record.raft_id.is_some());
+    until("it follows", || former.h().status().role == "follower").await;
+    until("it sees the quorum", || {
+        let status = former.h().status();
+        status.quorum && status.waiting.is_none() && status.voters.len() == 1
+    })
+    .await;
+    assert_eq!(former.acquire().await.len(), 1);
+}
+
+#[tokio::test]
 async fn an_evicted_node_joins_once_more() {
     let world = World::default();
     let nodes = founded(&world).await;

@@ -115,24 +115,9 @@ impl Requests {
         &mut self,
         kind: u16,
         body: impl Fn(&mut Writer),
-        mut each: impl FnMut(u16, &[u8]),
+        each: impl FnMut(u16, &[u8]),
     ) -> Result<(), Refused> {
-        let seq = self.next_seq();
-        let mut request = Writer::default();
-        request.message(kind, F_ACK, seq, body);
-        self.socket.send_to(request.bytes(), &SocketAddr::new(0, 0), 0)?;
-        loop {
-            match self.receive(0) {
-                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
-                other => other?,
-            }
-            for message in messages(&self.buf).filter(|m| m.seq == seq) {
-                match message.kind {
-                    NLMSG_ERROR => return refusal(&message).map_or(Ok(()), Err),
-                    kind => each(kind, message.payload),
-                }
-            }
-        }
+        self.exchange(F_ACK, kind, body, each)
     }
 
     /// Asks for all objects of a kind. `each` gets the message type and payload.
@@ -140,11 +125,23 @@ impl Requests {
         &mut self,
         kind: u16,
         body: impl Fn(&mut Writer),
+        each: impl FnMut(u16, &[u8]),
+    ) -> Result<(), Refused> {
+        self.exchange(F_DUMP, kind, body, each)
+    }
+
+    /// Sends a request and reads to the end of its answer: what a dump ends with, or
+    /// an acknowledgement.
+    fn exchange(
+        &mut self,
+        flags: u16,
+        kind: u16,
+        body: impl Fn(&mut Writer),
         mut each: impl FnMut(u16, &[u8]),
     ) -> Result<(), Refused> {
         let seq = self.next_seq();
         let mut request = Writer::default();
-        request.message(kind, F_DUMP, seq, body);
+        request.message(kind, flags, seq, body);
         self.socket.send_to(request.bytes(), &SocketAddr::new(0, 0), 0)?;
         let mut interrupted = false;
         loop {

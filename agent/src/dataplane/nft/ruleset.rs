@@ -107,7 +107,7 @@ impl SetSpec {
 }
 
 /// Field types of userspace `nft`, six bits each in a concatenation.
-const fn concat(fields: &[u32]) -> u32 {
+pub(crate) const fn concat(fields: &[u32]) -> u32 {
     let mut out = 0;
     let mut at = 0;
     while at < fields.len() {
@@ -116,11 +116,11 @@ const fn concat(fields: &[u32]) -> u32 {
     }
     out
 }
-const IPV4: u32 = 7;
-const IPV6: u32 = 8;
+pub(crate) const IPV4: u32 = 7;
+pub(crate) const IPV6: u32 = 8;
 const ETHER: u32 = 9;
-const PROTO: u32 = 12;
-const PORT: u32 = 13;
+pub(crate) const PROTO: u32 = 12;
+pub(crate) const PORT: u32 = 13;
 const IFNAME: u32 = 41;
 
 /// All our sets and maps. Keys are padded to four bytes per field.

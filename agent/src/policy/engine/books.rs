@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Instant;
 
-use super::report::{Count, RefusedPackets, RefusedPort};
+use weft_proto::api::PolicyRefusedPort;
+
+use super::report::{Count, RefusedPackets};
 use crate::dataplane::netlink::codec::ip;
 use crate::dataplane::netlink::socket::{Refused, Requests};
 use crate::policy::explain::{End, Explanation, Reason};
@@ -75,7 +77,7 @@ impl Books {
     }
 
     pub(super) fn refused(&self) -> RefusedPackets {
-        let port = |((protocol, port), packets): (&(u8, u16), &u64)| RefusedPort {
+        let port = |((protocol, port), packets): (&(u8, u16), &u64)| PolicyRefusedPort {
             protocol: protocol_name(*protocol),
             port: *port,
             packets: *packets,
@@ -170,7 +172,7 @@ fn reason(explanation: &Explanation, direction: Direction) -> String {
             format!("no rule of {}{more} allows it", names.join(", "))
         }
         Reason::Unknown { .. } => "the pod is not known yet".to_owned(),
-        Reason::Itself | Reason::NoPod | Reason::NotSelected => {
+        Reason::Itself | Reason::NoPod | Reason::NotSelected | Reason::NotMentioned { .. } => {
             "no policy applies any more".to_owned()
         }
     }

@@ -15,10 +15,10 @@ use std::time::{Duration, Instant};
 
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use weft_proto::api::PolicyTable;
 
 use super::books::Books;
 use super::handle::{Applied, Command, Shared};
-use super::report::TableReport;
 use super::{PolicyConfig, PolicyError};
 use crate::dataplane::events::{Events, Source};
 use crate::dataplane::handle::lock;
@@ -50,7 +50,8 @@ const RETRY: Duration = Duration::from_secs(2);
 pub(super) enum Stage {
     /// No lease is known yet: nothing is touched.
     Waiting,
-    /// The API server has not told everything: pods come and go.
+    /// The API server has not told everything: pods come and go. See
+    /// [`Driver::remembered`].
     Holding(Held),
     /// The kernel follows the world.
     Following(Tracker),
@@ -75,8 +76,10 @@ pub(super) struct Driver {
     /// Leases that came in this life, while holding.
     new: BTreeSet<Text>,
     pub(super) synced: bool,
+    /// The world is what an earlier life remembered of it.
+    pub(super) remembered: bool,
     generation: u64,
-    pub(super) table: TableReport,
+    pub(super) table: PolicyTable,
     pub(super) books: Books,
     pub(super) error: Option<PolicyError>,
     look_at: Instant,
@@ -126,8 +129,9 @@ impl Driver {
             local: BTreeMap::new(),
             new: BTreeSet::new(),
             synced: false,
+            remembered: false,
             generation: 0,
-            table: TableReport::default(),
+            table: PolicyTable::default(),
             books: Books::default(),
             error: None,
             look_at: now + LOOK,
@@ -247,19 +251,21 @@ impl Driver {
     fn inbox(&mut self) {
         let mut sink = [0; 64];
         while matches!((&self.woken).read(&mut sink), Ok(n) if n == sink.len()) {}
-        let (changes, earlier, local, synced, generation, commands) = {
+        let (changes, earlier, local, synced, remembered, generation, commands) = {
             let mut inbox = lock(&self.shared.inbox);
             (
                 std::mem::take(&mut inbox.changes),
                 inbox.earlier.take(),
                 inbox.local.take(),
                 inbox.synced.take(),
+                inbox.remembered,
                 inbox.generation,
                 std::mem::take(&mut inbox.commands),
             )
         };
         if generation != self.generation {
             self.generation = generation;
+            self.remembered = remembered;
             let gone = earlier.map(|pods| self.take_local(&pods)).unwrap_or_default();
             if let Err(error) = self.take(changes, local, synced, gone) {
                 self.failed(error);
@@ -299,7 +305,7 @@ impl Driver {
             generation: self.generation,
             error: self.error.clone(),
             unknown: Arc::new(unknown),
-            synced: matches!(self.stage, Stage::Following(_)),
+            judged: self.remembered || matches!(self.stage, Stage::Following(_)),
         });
     }
 
@@ -317,6 +323,7 @@ impl Driver {
             changes.insert(0, Change::AllLocal(pods));
         }
         self.synced = synced.unwrap_or(self.synced);
+        self.place_new();
         let delta =
             if changes.is_empty() { Delta::default() } else { self.world.apply_all(changes) };
         let mut job = Job { gone, ..Job::default() };
@@ -385,17 +392,25 @@ impl Driver {
         }
         self.new.retain(|id| self.local.contains_key(id));
         if let Stage::Holding(held) = &mut self.stage {
+            gone.iter().for_each(|ip| held.renew(*ip));
             gone.extend(held.keep(&now));
-            let closed = self.config.settings.unknown == Unknown::Deny;
-            for pod in self.new.iter().filter_map(|id| self.local.get(id)) {
-                for ip in pod.addresses.iter().filter(|_| closed && pod.pod.is_some()) {
-                    if !held.contains(*ip) {
-                        held.close(*ip);
-                    }
+        }
+        gone
+    }
+
+    /// What pods that came in this life may do, while holding.
+    fn place_new(&mut self) {
+        let Stage::Holding(held) = &mut self.stage else { return };
+        let closed = self.config.settings.unknown == Unknown::Deny;
+        for pod in self.new.iter().filter_map(|id| self.local.get(id)) {
+            for ip in &pod.addresses {
+                if self.remembered {
+                    held.renew(*ip);
+                } else if closed && pod.pod.is_some() && !held.contains(*ip) {
+                    held.close(*ip);
                 }
             }
         }
-        gone
     }
 
     /// An address that no chain can be made for.
@@ -407,11 +422,19 @@ impl Driver {
 
     fn hold(&mut self) -> Result<(), PolicyError> {
         let Stage::Holding(held) = &self.stage else { return Ok(()) };
-        let edit = held.edit(&self.observed);
+        let edit = self.held_edit(held, &self.observed);
         self.write(&edit)?;
         self.observed.apply(&edit);
         self.settled = true;
         Ok(())
+    }
+
+    fn held_edit(&self, held: &Held, observed: &Observed) -> Edit {
+        if self.remembered {
+            held.edit_with(&layout(self.world.state(), self.families), observed)
+        } else {
+            held.edit(observed)
+        }
     }
 
     /// One transaction. What failed is found out by a look.
@@ -450,7 +473,7 @@ impl Driver {
             let observed = self.read()?;
             let seen = kernel::generation(&mut self.nft).ok();
             let edit = match &self.stage {
-                Stage::Holding(held) => held.edit(&observed),
+                Stage::Holding(held) => self.held_edit(held, &observed),
                 _ => diff(&layout(self.world.state(), self.families), &observed),
             };
             let quiet = edit.is_empty();

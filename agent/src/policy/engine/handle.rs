@@ -13,6 +13,7 @@ use super::driver::Driver;
 use super::report::PolicyReport;
 use super::{AdmitError, PolicyConfig, PolicyError};
 use crate::dataplane::handle::lock;
+use crate::dataplane::thread;
 use crate::mesh::net::BoxFuture;
 use crate::policy::conntrack::Entry;
 use crate::policy::explain::{End, ExplainError, Explanation};
@@ -56,6 +57,8 @@ pub(super) struct Inbox {
     pub(super) earlier: Option<Vec<LocalPod>>,
     pub(super) had_local: bool,
     pub(super) synced: Option<bool>,
+    /// Some of the changes are what an earlier life remembered.
+    pub(super) remembered: bool,
     /// Counts what was put in.
     pub(super) generation: u64,
     pub(super) commands: Vec<Command>,
@@ -68,8 +71,8 @@ pub(super) struct Applied {
     pub(super) error: Option<PolicyError>,
     /// Leases whose pods' labels are not known.
     pub(super) unknown: Arc<std::collections::BTreeMap<Text, PodRef>>,
-    /// The kernel has the whole policy at least once in this life.
-    pub(super) synced: bool,
+    /// Pods that come now are judged by policies, told or remembered.
+    pub(super) judged: bool,
 }
 
 #[derive(Default)]
@@ -132,9 +135,7 @@ impl EngineHandle {
                 why: e.to_string(),
             }
         };
-        let (waker, woken) = UnixStream::pair().map_err(io("make a wake-up pipe"))?;
-        waker.set_nonblocking(true).map_err(io("make a wake-up pipe"))?;
-        woken.set_nonblocking(true).map_err(io("make a wake-up pipe"))?;
+        let (waker, woken) = thread::pipe().map_err(io("make a wake-up pipe"))?;
         let shared = Arc::new(Shared {
             inbox: Mutex::default(),
             told: Mutex::default(),
@@ -142,22 +143,10 @@ impl EngineHandle {
             lookup: RwLock::default(),
             waker,
         });
-        let (tell, told) = std::sync::mpsc::channel();
         let theirs = Arc::clone(&shared);
-        let run = move || match Driver::new(config, theirs, woken) {
-            Ok(driver) => {
-                let _ = tell.send(Ok(()));
-                driver.run();
-            }
-            Err(error) => {
-                let _ = tell.send(Err(error));
-            }
-        };
-        std::thread::Builder::new()
-            .name("policy".to_owned())
-            .spawn(run)
-            .map_err(io("start the policy thread"))?;
-        told.recv().map_err(|_| PolicyError::Stopped)??;
+        let make = move || Driver::new(config, theirs, woken);
+        let started = thread::start("policy", make, Driver::run);
+        started.map_err(io("start the policy thread"))?.ok_or(PolicyError::Stopped)??;
         Ok(Self { owner: Arc::new(Owner { shared }) })
     }
 
@@ -178,6 +167,16 @@ impl EngineHandle {
     /// later changes of it are shown in the report, no more.
     pub fn synced(&self, synced: bool) {
         self.shared().put(|inbox| inbox.synced = Some(synced));
+    }
+
+    /// These changes are what an earlier life of the agent remembered: until
+    /// [`Self::synced`], pods that come now are judged by them, and pods that were
+    /// there before keep what the kernel has.
+    pub fn remembered(&self, changes: Vec<Change>) {
+        self.shared().put(|inbox| {
+            inbox.changes.extend(changes);
+            inbox.remembered = true;
+        });
     }
 
     /// The leases of this node with an interface, all of them; level-triggered.
@@ -228,7 +227,7 @@ impl EngineHandle {
     pub async fn admit(&self, id: &str, deadline: Instant) -> Result<(), AdmitError> {
         let late = |_| AdmitError::Late(id.to_owned());
         let applied = tokio::time::timeout_at(deadline, self.applied()).await.map_err(late)??;
-        let Some(pod) = applied.unknown.get(id).filter(|_| applied.synced) else { return Ok(()) };
+        let Some(pod) = applied.unknown.get(id).filter(|_| applied.judged) else { return Ok(()) };
         let lookup = self.shared().lookup.read().unwrap_or_else(PoisonError::into_inner).clone();
         let Some(lookup) = lookup else { return Ok(()) };
         let enough = deadline.min(Instant::now() + LOOKUP);

@@ -12,9 +12,7 @@ mod report;
 mod tell;
 
 pub use handle::{EngineHandle, PodLookup};
-pub use report::{
-    Count, Established, PodReport, PolicyReport, RefusedPackets, RefusedPort, TableReport,
-};
+pub use report::{Count, Established, PodReport, PolicyReport, RefusedPackets};
 
 use netlink_sys::protocols::NETLINK_NETFILTER;
 

@@ -1,6 +1,7 @@
 //! What the engine tells: per pod, of the table, of refused packets.
 
 use serde::Serialize;
+use weft_proto::api::{PolicyRefusedPort, PolicyTable};
 
 use crate::policy::objects::Problem;
 use crate::policy::world::LocalStatus;
@@ -30,17 +31,6 @@ pub struct PodReport {
     pub refused_egress: Count,
 }
 
-/// Refused packets to a port. Bounded: see `other` of [`RefusedPackets`].
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-pub struct RefusedPort {
-    /// `tcp`, `udp`, `sctp`.
-    pub protocol: String,
-    /// Destination port, after destination NAT.
-    pub port: u16,
-    /// Packets.
-    pub packets: u64,
-}
-
 /// Refused packets since the table was made.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct RefusedPackets {
@@ -49,36 +39,11 @@ pub struct RefusedPackets {
     /// From pods of this node.
     pub egress: Count,
     /// By destination port, at most 256.
-    pub ports: Vec<RefusedPort>,
+    pub ports: Vec<PolicyRefusedPort>,
     /// Packets told in the log or suppressed there.
     pub logged: u64,
     /// Packets that reached the log's reader but not the log.
     pub suppressed: u64,
-}
-
-/// The table in the kernel.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-pub struct TableReport {
-    /// It holds what it should.
-    pub in_sync: bool,
-    /// Sets of the policy, elements in them, chains of the policy, restricted addresses.
-    pub sets: usize,
-    /// See `sets`.
-    pub elements: usize,
-    /// See `sets`.
-    pub chains: usize,
-    /// See `sets`.
-    pub subjects: usize,
-    /// Transactions made.
-    pub transactions: u64,
-    /// Times the kernel held something else than it should have.
-    pub repairs: u64,
-    /// How long the last transaction took, with its preparation, in microseconds.
-    pub last_us: u64,
-    /// The longest so far.
-    pub longest_us: u64,
-    /// Why it is not in sync.
-    pub errors: Vec<String>,
 }
 
 /// Established connections that a change forbade.
@@ -103,7 +68,7 @@ pub struct PolicyReport {
     /// Pods of this node.
     pub pods: Vec<PodReport>,
     /// The table.
-    pub table: TableReport,
+    pub table: PolicyTable,
     /// Refused packets.
     pub refused: RefusedPackets,
     /// Established connections.

@@ -32,11 +32,18 @@ impl Driver {
             self.table.subjects = tracker.subjects().len();
             self.table.elements = state.sets.values().map(|(_, members)| members.len()).sum();
         }
+        if self.remembered && !matches!(self.stage, Stage::Following(_)) {
+            (self.table.sets, self.table.chains) = (state.sets.len(), state.chains.len());
+            self.table.subjects = state.subjects.len();
+            self.table.elements = state.sets.values().map(|(_, members)| members.len()).sum();
+        }
         let following = matches!(self.stage, Stage::Following(_));
         let pods = self.world.locals().into_iter().map(|status| {
             let subject = |ingress: bool| {
                 let restricted = |ip: &IpAddr| match &self.stage {
-                    Stage::Holding(held) => held.contains(*ip),
+                    Stage::Holding(held) if !self.remembered || held.keeps(*ip) => {
+                        held.contains(*ip)
+                    }
                     _ => state.subjects.get(ip).is_some_and(|s| {
                         if ingress { s.ingress.is_some() } else { s.egress.is_some() }
                     }),

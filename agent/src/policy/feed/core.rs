@@ -1,7 +1,7 @@
 //! What the watches say becomes changes of the world, in an order in which no
 //! policy is in force before everything it speaks of is known. Pure.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -54,6 +54,11 @@ impl Source {
             Self::OtherPods => Some(Self::LocalPods),
             _ => None,
         }
+    }
+
+    /// One name for the sources of objects of one kind.
+    pub(super) fn kind(self) -> Self {
+        if self == Self::OtherPods { Self::LocalPods } else { self }
     }
 
     /// A cluster may do without it.
@@ -139,14 +144,53 @@ pub(super) struct Core<B> {
     stands: BTreeMap<Source, Stand>,
     /// Policies that wait for what they need; `None`: to be removed.
     held: BTreeMap<(Source, Arc<str>), Option<B>>,
+    /// There is a memory: what is told waits until it is all.
+    early: Option<Early<B>>,
 }
 
-impl<B> Core<B> {
+/// An object, whichever source told it.
+pub(super) type Id = (Source, Arc<str>);
+
+/// Before everything was told once, with a memory of an earlier life. What is
+/// told would be mixed with what is remembered, old policies with new labels:
+/// so it replaces all of it at once.
+#[derive(Debug, Clone)]
+struct Early<B> {
+    /// The last word on each object.
+    told: BTreeMap<Id, (Source, Option<B>)>,
+    /// Of these the world knows: remembered, and answers about single objects.
+    given: BTreeSet<Id>,
+}
+
+impl<B: Clone> Core<B> {
     /// Knows nothing yet; and what to follow first.
     pub(super) fn new() -> (Self, Vec<Source>) {
-        let mut core = Self { stands: BTreeMap::new(), held: BTreeMap::new() };
+        let mut core = Self { stands: BTreeMap::new(), held: BTreeMap::new(), early: None };
         let start = core.follow(&FIRST);
         (core, start)
+    }
+
+    /// There is a memory that may be needed. Before anything is heard.
+    pub(super) fn expect_memory(&mut self) {
+        self.early = Some(Early { told: BTreeMap::new(), given: BTreeSet::new() });
+    }
+
+    /// The server has never told everything, and there is a memory.
+    pub(super) fn awaits_memory(&self) -> bool {
+        self.early.is_some()
+    }
+
+    /// Takes the memory in, for as long as the server has not told everything.
+    /// Of what was asked one by one, the answers are newer.
+    pub(super) fn recall(&mut self, memory: Vec<(Id, B)>) -> Vec<Op<B>> {
+        let Some(early) = &mut self.early else { return Vec::new() };
+        let mut ops = Vec::with_capacity(memory.len());
+        for ((source, key), body) in memory {
+            if early.given.insert((source.kind(), Arc::clone(&key))) {
+                ops.push(Op::Put(source, key, body));
+            }
+        }
+        ops
     }
 
     fn follow(&mut self, sources: &[Source]) -> Vec<Source> {
@@ -171,7 +215,16 @@ impl<B> Core<B> {
 
     /// Every object that can matter is known and given to the world.
     pub(super) fn synced(&self) -> bool {
-        FIRST.into_iter().all(|source| self.complete(source)) && self.held.is_empty()
+        self.told() && self.held.is_empty() && self.early.is_none()
+    }
+
+    /// What is followed from the start is complete, and what its policies need.
+    fn told(&self) -> bool {
+        let ready = |source: &Source| {
+            let known = self.stands.get(source).is_some_and(|stand| !stand.known.is_empty());
+            !known || self.released(*source)
+        };
+        FIRST.into_iter().all(|source| self.complete(source)) && FIRST.iter().all(ready)
     }
 
     /// An object is known from this source.
@@ -224,7 +277,11 @@ impl<B> Core<B> {
                     self.put(source, object, &mut ops);
                 }
             }
-            Heard::Put(object) | Heard::Answer(object) => self.put(source, object, &mut ops),
+            Heard::Put(object) => self.put(source, object, &mut ops),
+            Heard::Answer(object) => {
+                self.put(source, object.clone(), &mut ops);
+                self.answer(source, object.key, &mut ops);
+            }
             Heard::Gone(object) => self.gone(source, &object.key, &mut ops),
             Heard::End(_) => {
                 stand.complete = true;
@@ -236,7 +293,22 @@ impl<B> Core<B> {
         }
         let start = self.start();
         self.release(&mut ops);
+        if self.told()
+            && let Some(early) = self.early.take()
+        {
+            replace(early, &mut ops);
+        }
         Step { ops, start }
+    }
+
+    /// An answer is waited for: it goes past everything else.
+    fn answer(&mut self, source: Source, key: Arc<str>, ops: &mut Vec<Op<B>>) {
+        let Some(early) = &mut self.early else { return };
+        let id = (source.kind(), key);
+        if let Some((source, Some(body))) = early.told.get(&id) {
+            ops.push(Op::Put(*source, Arc::clone(&id.1), body.clone()));
+            early.given.insert(id);
+        }
     }
 
     fn put(&mut self, source: Source, object: Object<B>, ops: &mut Vec<Op<B>>) {
@@ -295,7 +367,9 @@ impl<B> Core<B> {
     }
 
     fn emit(&mut self, source: Source, key: Arc<str>, body: Option<B>, ops: &mut Vec<Op<B>>) {
-        if source.needs().is_empty() || self.released(source) {
+        if let Some(early) = &mut self.early {
+            early.told.insert((source.kind(), key), (source, body));
+        } else if source.needs().is_empty() || self.released(source) {
             ops.push(op(source, key, body));
         } else {
             self.held.insert((source, key), body);
@@ -350,6 +424,14 @@ impl<B> Core<B> {
             }
         }
     }
+}
+
+/// What was told instead of what was remembered.
+fn replace<B>(early: Early<B>, ops: &mut Vec<Op<B>>) {
+    let gone = early.given.iter().filter(|id| !early.told.contains_key(*id));
+    ops.extend(gone.map(|(source, key)| Op::Remove(*source, Arc::clone(key))));
+    // Peers before policies, as everywhere: the order of the sources.
+    ops.extend(early.told.into_iter().map(|((_, key), (source, body))| op(source, key, body)));
 }
 
 fn op<B>(source: Source, key: Arc<str>, body: Option<B>) -> Op<B> {

@@ -40,12 +40,24 @@ impl Feed {
 
     fn hear(&mut self, source: Source, heard: Heard<Object<u64>>) {
         let step = self.core.hear(source, heard, self.now);
-        for op in step.ops {
+        for op in &step.ops {
+            if let Op::Put(source, ..) = op {
+                for need in source.needs() {
+                    assert!(self.core.complete(*need), "{source:?} before {need:?}");
+                }
+            }
+        }
+        self.take(step.ops);
+        for source in step.start {
+            assert!(!self.followed.contains(&source));
+            self.followed.push(source);
+        }
+    }
+
+    fn take(&mut self, ops: Vec<Op<u64>>) {
+        for op in ops {
             match op {
                 Op::Put(source, key, body) => {
-                    for need in source.needs() {
-                        assert!(self.core.complete(*need), "{source:?} before {need:?}");
-                    }
                     self.world.insert((kind(source), key.to_string()), body);
                 }
                 Op::Remove(source, key) => {
@@ -53,10 +65,12 @@ impl Feed {
                 }
             }
         }
-        for source in step.start {
-            assert!(!self.followed.contains(&source));
-            self.followed.push(source);
-        }
+    }
+
+    fn recall(&mut self, memory: &[(Source, &str, u64)]) {
+        let id = |(source, key, body): &(Source, &str, u64)| ((*source, (*key).into()), *body);
+        let ops = self.core.recall(memory.iter().map(id).collect());
+        self.take(ops);
     }
 
     fn list(&mut self, source: Source, objects: &[(&str, u64)]) {
@@ -167,6 +181,42 @@ fn a_pod_made_again_elsewhere_survives_the_end_of_the_old_one() {
     }
 }
 
+#[test]
+fn what_is_told_replaces_what_is_remembered_at_once() {
+    let mut feed = Feed::new();
+    feed.core.expect_memory();
+    feed.list(Source::LocalPods, &[("a/x", 50)]);
+    assert!(feed.world.is_empty(), "it could be all that will be told for a long time");
+    // An ADD asks for its pod: that answer is waited for.
+    feed.hear(Source::LocalPods, Heard::Answer(object("a/new", 60)));
+    assert_eq!(feed.world.len(), 1);
+    feed.recall(&[
+        (Source::LocalPods, "a/x", 5),
+        (Source::LocalPods, "a/new", 6),
+        (Source::LocalPods, "b/y", 7),
+        (Source::Namespaces, "a", 1),
+        (Source::Policies, "a/p", 8),
+        (Source::Policies, "a/gone", 9),
+    ]);
+    let pod = |key: &str| (Kind::Pod, key.to_owned());
+    assert_eq!((feed.world[&pod("a/x")], feed.world[&pod("a/new")], feed.world.len()), (5, 60, 6));
+    let before = feed.world.clone();
+    feed.list(Source::Namespaces, &[("a", 51)]);
+    feed.hear(Source::ClusterPolicies, Heard::Failed(Failure::Absent));
+    feed.list(Source::Policies, &[("a/p", 52)]);
+    feed.hear(Source::LocalPods, Heard::Gone(object("a/new", 61)));
+    assert!(feed.world == before && !feed.core.synced(), "pods elsewhere are not told yet");
+    feed.list(Source::OtherPods, &[("c/z", 53)]);
+    assert!(feed.core.synced());
+    let mut told: Vec<_> = feed.world.keys().map(|(_, key)| key.as_str()).collect();
+    told.sort_unstable();
+    assert_eq!(told, ["a", "a/p", "a/x", "c/z"]);
+    assert!(feed.world.values().all(|body| *body >= 50));
+    // From now on there is nothing to remember.
+    feed.recall(&[(Source::LocalPods, "a/late", 1)]);
+    assert_eq!(feed.world.len(), 4);
+}
+
 /// What happens to the objects of one source, as an API server would tell it.
 #[derive(Debug, Clone)]
 enum Event {
@@ -190,8 +240,13 @@ proptest! {
     #[test]
     fn the_world_is_what_the_server_has(
         events in prop::collection::vec((0..6usize, event()), 0..80),
+        memory in prop::option::of((0..80usize, prop::collection::vec((0..6usize, 0..9u8), 0..12))),
     ) {
         let mut feed = Feed::new();
+        if memory.is_some() {
+            feed.core.expect_memory();
+        }
+        let mut remembered = World::new();
         let mut server: BTreeMap<Source, BTreeMap<String, u64>> = BTreeMap::new();
         let mut version = 100;
         let mut listed = Vec::new();
@@ -200,7 +255,22 @@ proptest! {
             let objects: Vec<_> = objects.iter().map(|(k, v)| (k.as_str(), *v)).collect();
             feed.list(source, &objects);
         };
-        for (source, event) in events {
+        for (at, (source, event)) in events.into_iter().enumerate() {
+            if let Some((when, objects)) = &memory
+                && *when == at
+                && feed.core.awaits_memory()
+            {
+                let objects: Vec<_> = objects
+                    .iter()
+                    .map(|(source, n)| (Source::ALL[*source], format!("{:?}-{n}", Source::ALL[*source])))
+                    .collect();
+                let objects: Vec<_> = objects.iter().map(|(s, key)| (*s, key.as_str(), 1)).collect();
+                feed.recall(&objects);
+                remembered.clone_from(&feed.world);
+            }
+            if feed.core.awaits_memory() {
+                prop_assert_eq!(&feed.world, &remembered, "never a mixture");
+            }
             let source = Source::ALL[source];
             if !feed.followed.contains(&source) {
                 continue;

@@ -6,6 +6,11 @@ use std::time::Duration;
 const START: Duration = Duration::from_millis(250);
 /// Longest pause before jitter.
 const CAP: Duration = Duration::from_secs(15);
+/// Between denials at first: a server that has just started denies everything
+/// until it has read its roles, and then nothing.
+const QUICK: Duration = Duration::from_millis(1300);
+/// So long.
+const AT_FIRST: Duration = Duration::from_secs(30);
 /// How often a resource is asked for that is not served, or not to us.
 const SELDOM: Duration = Duration::from_secs(60);
 
@@ -35,7 +40,7 @@ pub(super) enum Failure {
 }
 
 /// State of one list-and-watch.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Cursor {
     /// Resource version up to which everything is known.
     at: Option<String>,
@@ -45,8 +50,9 @@ pub(super) struct Cursor {
     /// it could be older than what is known.
     complete: bool,
     failures: u32,
-    /// How many of the last failures said 403, in a row.
+    /// How many of the last failures said 403, in a row, and their pauses.
     denials: u32,
+    denied_for: Duration,
 }
 
 impl Cursor {
@@ -60,7 +66,7 @@ impl Cursor {
 
     /// A page has come; true if it was the last.
     pub(super) fn page(&mut self, version: &str, next: Option<&str>) -> bool {
-        (self.failures, self.denials) = (0, 0);
+        (self.failures, self.denials, self.denied_for) = (0, 0, Duration::ZERO);
         self.page = next.filter(|token| !token.is_empty()).map(str::to_owned);
         if self.page.is_none() {
             self.at = Some(version.to_owned());
@@ -71,7 +77,7 @@ impl Cursor {
 
     /// The watch speaks: everything up to this version is known.
     pub(super) fn seen(&mut self, version: &str) {
-        (self.failures, self.denials) = (0, 0);
+        (self.failures, self.denials, self.denied_for) = (0, 0, Duration::ZERO);
         if !version.is_empty() {
             self.at = Some(version.to_owned());
         }
@@ -87,16 +93,25 @@ impl Cursor {
         }
         self.failures = self.failures.saturating_add(1);
         let denied = matches!(failure, Failure::Denied(_));
-        self.denials = if denied { self.denials.saturating_add(1) } else { 0 };
+        if !denied {
+            (self.denials, self.denied_for) = (0, Duration::ZERO);
+        }
         match failure {
-            // A server that has just started denies everything until it has read
-            // its roles: seldom is for the one that keeps denying.
-            Failure::Denied(_) => doubled(self.denials).min(SELDOM).mul_f64(jitter),
+            Failure::Denied(_) => self.denied().mul_f64(jitter),
             Failure::Absent => SELDOM.mul_f64(jitter),
             Failure::Busy(_, pause) => (*pause).max(self.pause()).mul_f64(0.5 + jitter),
             Failure::Expired(_) if self.failures == 1 => Duration::ZERO,
             Failure::Expired(_) | Failure::Away(_) => self.pause().mul_f64(jitter),
         }
+    }
+
+    /// Seldom is for the server that keeps denying.
+    fn denied(&mut self) -> Duration {
+        self.denials = self.denials.saturating_add(1);
+        let slow = if self.denied_for < AT_FIRST { QUICK } else { self.denied_for / 8 };
+        let pause = doubled(self.denials).min(slow.max(QUICK)).min(SELDOM);
+        self.denied_for = self.denied_for.saturating_add(pause);
+        pause
     }
 
     fn pause(&self) -> Duration {
@@ -167,15 +182,38 @@ mod tests {
             last = pause;
         }
         assert_eq!(last, CAP);
-        // However long it was away: its first denial may be over in a moment.
-        let denied = Failure::Denied("no".into());
-        assert_eq!(cursor.failed(&denied, 0.5), START);
-        for _ in 0..20 {
-            last = cursor.failed(&denied, 0.5);
-        }
-        assert_eq!(last, SELDOM);
         assert!(cursor.failed(&Failure::Absent, 0.0) >= SELDOM / 2);
         cursor.seen("1");
         assert_eq!(cursor.failed(&away, 0.5), START);
+    }
+
+    #[test]
+    fn denials_are_asked_about_often_at_first() {
+        let denied = Failure::Denied("no".into());
+        let mut cursor = Cursor::default();
+        // However long it was away: its first denial may be over in a moment.
+        for _ in 0..20 {
+            cursor.failed(&Failure::Away("x".into()), 0.5);
+        }
+        assert_eq!(cursor.failed(&denied, 0.5), START);
+        let (mut passed, mut asked) = (START, 1);
+        while passed < Duration::from_secs(30) {
+            let latest = cursor.clone().failed(&denied, 1.0);
+            assert!(latest <= Duration::from_secs(2), "{latest:?} after {passed:?}");
+            passed += cursor.failed(&denied, 0.5);
+            asked += 1;
+        }
+        assert!(asked < 40, "{asked} requests");
+        // A role that comes late is still noticed soon; one that never does costs little.
+        let mut last = cursor.failed(&denied, 0.5);
+        assert!(last <= Duration::from_secs(5), "{last:?}");
+        while passed < Duration::from_secs(3600) {
+            last = cursor.failed(&denied, 0.5);
+            (passed, asked) = (passed + last, asked + 1);
+        }
+        assert_eq!(last, SELDOM);
+        assert!(asked < 150, "{asked} requests in an hour");
+        cursor.seen("1");
+        assert_eq!(cursor.failed(&denied, 0.5), START);
     }
 }

@@ -10,6 +10,8 @@ use super::cursor::Failure;
 
 /// How long watches may fail before it is worth a word.
 const PATIENCE_S: u64 = 60;
+/// How long a server may deny: one that has just started has not read its roles.
+const DENIED_S: u64 = 20;
 
 impl Source {
     /// As an operator knows it.
@@ -35,6 +37,11 @@ impl Source {
                 "/apis/policy.networking.k8s.io/v1alpha2/clusternetworkpolicies"
             }
         }
+    }
+
+    /// As rules of RBAC name it.
+    pub(super) fn resource(self) -> &'static str {
+        self.path().rsplit('/').next().unwrap_or_default()
     }
 
     /// What the agent's ClusterRole must have.
@@ -82,6 +89,9 @@ pub struct SourceStatus {
 pub struct FeedStatus {
     /// All that the API server knows and that can matter was handed over.
     pub synced: bool,
+    /// What an earlier life of the agent knew is used instead; when it was true,
+    /// in milliseconds since 1970.
+    pub remembered_ms: Option<u64>,
     /// Collections that are followed.
     pub sources: Vec<SourceStatus>,
     /// What an operator should know.
@@ -89,10 +99,16 @@ pub struct FeedStatus {
     pub conditions: Vec<Condition>,
 }
 
-pub(super) fn status(synced: bool, sources: &[SourceState], now: Instant) -> FeedStatus {
+pub(super) fn status(
+    synced: bool,
+    remembered_ms: Option<u64>,
+    sources: &[SourceState],
+    now: Instant,
+) -> FeedStatus {
     let seconds = |then: Instant| now.saturating_duration_since(then).as_secs();
     FeedStatus {
         synced,
+        remembered_ms,
         sources: sources
             .iter()
             .map(|s| SourceStatus {
@@ -105,7 +121,7 @@ pub(super) fn status(synced: bool, sources: &[SourceState], now: Instant) -> Fee
                 why: s.trouble.as_ref().map(|(_, failure)| words(failure)),
             })
             .collect(),
-        conditions: conditions(synced, sources, now),
+        conditions: conditions(state(synced, remembered_ms), sources, now),
     }
 }
 
@@ -117,15 +133,25 @@ fn words(failure: &Failure) -> String {
     }
 }
 
-fn conditions(synced: bool, sources: &[SourceState], now: Instant) -> Vec<Condition> {
+fn state(synced: bool, remembered_ms: Option<u64>) -> &'static str {
+    match (synced, remembered_ms) {
+        (true, _) => "policies are enforced as last seen",
+        (_, Some(_)) => {
+            "policies are enforced as known before the agent started, see `agent status policy`"
+        }
+        _ => "what was enforced before stays; new pods are isolated as POLICY_UNKNOWN says",
+    }
+}
+
+fn conditions(state: &str, sources: &[SourceState], now: Instant) -> Vec<Condition> {
     let mut all = Vec::new();
-    let state = if synced {
-        "policies are enforced as last seen"
-    } else {
-        "what was enforced before stays; new pods are isolated as POLICY_UNKNOWN says"
-    };
-    let denied: Vec<&SourceState> =
-        sources.iter().filter(|s| matches!(s.trouble, Some((_, Failure::Denied(_))))).collect();
+    let lasts = |since: Instant, s: u64| now.saturating_duration_since(since).as_secs() >= s;
+    let denied: Vec<&SourceState> = sources
+        .iter()
+        .filter(
+            |s| matches!(s.trouble, Some((since, Failure::Denied(_))) if lasts(since, DENIED_S)),
+        )
+        .collect();
     if !denied.is_empty() {
         let names: Vec<_> = denied.iter().map(|s| s.source.name()).collect();
         let mut rules: Vec<_> = denied.iter().map(|s| s.source.rule()).collect();
@@ -145,21 +171,20 @@ fn conditions(synced: bool, sources: &[SourceState], now: Instant) -> Vec<Condit
         .filter_map(|s| Some((s, s.trouble.as_ref()?)))
         .filter(|(_, (_, failure))| !matches!(failure, Failure::Denied(_)))
         .min_by_key(|(_, (since, _))| *since);
-    if let Some((source, (since, failure))) = away {
+    if let Some((source, (since, failure))) = away
+        && lasts(*since, PATIENCE_S)
+    {
         let seconds = now.saturating_duration_since(*since).as_secs();
-        if seconds >= PATIENCE_S {
-            all.push(Condition {
-                health: Health::Degraded,
-                reason: "PolicyStale".to_owned(),
-                message: format!(
-                    "{} cannot be followed since {seconds} s ({}); {state}",
-                    source.source.name(),
-                    words(failure)
-                ),
-                hint: "bring the API server back, or the way to it; nothing else is needed"
-                    .to_owned(),
-            });
-        }
+        all.push(Condition {
+            health: Health::Degraded,
+            reason: "PolicyStale".to_owned(),
+            message: format!(
+                "{} cannot be followed since {seconds} s ({}); {state}",
+                source.source.name(),
+                words(failure)
+            ),
+            hint: "bring the API server back, or the way to it; nothing else is needed".to_owned(),
+        });
     }
     all
 }
@@ -175,10 +200,15 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_right_is_named_with_its_rule_at_once() {
-        let now = Instant::now();
-        let denied = Some((now, Failure::Denied("forbidden".into())));
-        let told = status(false, &[state(Source::Policies, denied)], now);
+    fn a_missing_right_is_named_with_its_rule_once_it_lasts() {
+        let since = Instant::now();
+        let denied = || Some((since, Failure::Denied("forbidden".into())));
+        let at = |s| {
+            let sources = [state(Source::Policies, denied())];
+            status(false, None, &sources, since + Duration::from_secs(s))
+        };
+        assert!(at(19).conditions.is_empty());
+        let told = at(20);
         assert_eq!(told.conditions.len(), 1);
         let condition = &told.conditions[0];
         assert_eq!(condition.reason, "PolicyDenied");
@@ -192,8 +222,9 @@ mod tests {
         let since = Instant::now();
         let away = || Some((since, Failure::Away("refused".into())));
         let sources = [state(Source::Policies, away()), state(Source::LocalPods, None)];
-        assert!(status(true, &sources, since + Duration::from_secs(59)).conditions.is_empty());
-        let told = status(true, &sources, since + Duration::from_secs(61));
+        let at = |s| status(true, None, &sources, since + Duration::from_secs(s));
+        assert!(at(59).conditions.is_empty());
+        let told = at(61);
         assert_eq!(told.conditions[0].reason, "PolicyStale");
         assert_eq!(told.sources[0].failing_s, Some(61));
         assert!(told.sources[1].why.is_none());

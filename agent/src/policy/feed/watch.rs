@@ -4,14 +4,15 @@
 use std::time::{Duration, Instant};
 
 use futures_util::TryStreamExt;
-use kube::Client;
 use kube::core::params::{ListParams, WatchParams};
 use kube::core::{ObjectList, Request, WatchEvent};
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
+use super::asked::Asked;
 use super::cursor::{Ask, Cursor, Failure};
+use crate::kube::chain;
 
 /// For a page of a list, and for a watch to begin.
 const ANSWER: Duration = Duration::from_secs(45);
@@ -30,6 +31,8 @@ const PAGE: u32 = 500;
 pub(super) struct Collection {
     /// Path of the collection over all namespaces.
     pub(super) path: &'static str,
+    /// Last part of it.
+    pub(super) resource: &'static str,
     /// Field selector.
     pub(super) fields: Option<String>,
     /// Too large for one answer: listed in pages, and not from the cache, which
@@ -66,7 +69,7 @@ pub(super) trait Versioned {
 
 /// Follows `collection` until nobody listens any more.
 pub(super) async fn follow<T, M>(
-    client: Client,
+    api: Asked,
     collection: Collection,
     tell: mpsc::Sender<M>,
     wrap: impl Fn(Heard<T>) -> M,
@@ -78,11 +81,9 @@ pub(super) async fn follow<T, M>(
     loop {
         let result = match cursor.ask() {
             Ask::List { page, any } => {
-                list(&client, &collection, &mut cursor, page, any, &tell, &wrap).await
+                list(&api, &collection, &mut cursor, page, any, &tell, &wrap).await
             }
-            Ask::Watch { from } => {
-                watch(&client, &collection, &mut cursor, &from, &tell, &wrap).await
-            }
+            Ask::Watch { from } => watch(&api, &collection, &mut cursor, &from, &tell, &wrap).await,
         };
         match result {
             Ok(()) => {}
@@ -117,7 +118,7 @@ async fn send<M>(tell: &mpsc::Sender<M>, message: M) -> Result<(), Stop> {
 }
 
 async fn list<T, M>(
-    client: &Client,
+    api: &Asked,
     collection: &Collection,
     cursor: &mut Cursor,
     page: Option<String>,
@@ -137,7 +138,8 @@ where
         params = params.match_any();
     }
     let request = Request::new(collection.path).list(&params).map_err(|e| build(&e))?;
-    let answer = timeout(ANSWER, client.request::<ObjectList<T>>(request)).await;
+    let answer = timeout(ANSWER, api.client.request::<ObjectList<T>>(request)).await;
+    api.note("list", collection.resource, answer.as_ref().ok());
     let list = answer.map_err(|_| silent("a list"))?.map_err(|e| failure(&e))?;
     if first {
         send(tell, wrap(Heard::Begin)).await?;
@@ -151,7 +153,7 @@ where
 }
 
 async fn watch<T, M>(
-    client: &Client,
+    api: &Asked,
     collection: &Collection,
     cursor: &mut Cursor,
     from: &str,
@@ -166,7 +168,8 @@ where
     params.field_selector.clone_from(&collection.fields);
     let request = Request::new(collection.path).watch(&params, from).map_err(|e| build(&e))?;
     let (start, mut spoke, mut bookmarks) = (Instant::now(), false, false);
-    let answer = timeout(ANSWER, client.request_events::<T>(request)).await;
+    let answer = timeout(ANSWER, api.client.request_events::<T>(request)).await;
+    api.note("watch", collection.resource, answer.as_ref().ok());
     let stream = answer.map_err(|_| silent("a watch"))?.map_err(|e| failure(&e))?;
     let mut stream = std::pin::pin!(stream);
     send(tell, wrap(Heard::Alive(None))).await?;
@@ -228,19 +231,4 @@ pub(super) fn failure(error: &kube::Error) -> Failure {
         _ if retry > 0 => Failure::Busy(message, Duration::from_secs(u64::from(retry.min(60)))),
         code => Failure::Away(format!("{code} {}: {message}", status.reason)),
     }
-}
-
-/// An error with its causes: the outermost alone says little.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let more = error.to_string();
-        if !text.contains(&more) {
-            text.push_str(": ");
-            text.push_str(&more);
-        }
-        cause = error.source();
-    }
-    text
 }

@@ -4,18 +4,14 @@ use std::net::IpAddr;
 
 use super::model::{Key, Shape};
 use crate::dataplane::nft::expr::octets;
+use crate::dataplane::nft::ruleset::{IPV4, IPV6, PORT, PROTO, concat};
 use crate::policy::state::{ChainId, Direction, Element, SetId, SetKind};
 
-const INTERVAL: u32 = 4;
+pub(crate) const INTERVAL: u32 = 4;
 const MAP: u32 = 8;
 const DYNAMIC: u32 = 32;
 /// Ports that are counted one by one; the rest is counted together.
 pub(crate) const PORTS_COUNTED: u32 = 256;
-
-const TYPE_IPV4: u32 = 7;
-const TYPE_IPV6: u32 = 8;
-const TYPE_PROTO: u32 = 12;
-const TYPE_PORT: u32 = 13;
 
 /// An address family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -45,7 +41,7 @@ impl Fam {
     }
 
     fn kind(self) -> u32 {
-        if self.is_v6() { TYPE_IPV6 } else { TYPE_IPV4 }
+        if self.is_v6() { IPV6 } else { IPV4 }
     }
 
     /// `base4` or `base6`.
@@ -90,11 +86,9 @@ pub(crate) fn shape(kind: SetKind, fam: Fam) -> Shape {
     match kind {
         SetKind::Addresses => plain,
         SetKind::Ranges => Shape { flags: INTERVAL, ..plain },
-        SetKind::Ports => Shape {
-            key_type: concat(&[fam.kind(), TYPE_PROTO, TYPE_PORT]),
-            key: fam.len() + 8,
-            ..plain
-        },
+        SetKind::Ports => {
+            Shape { key_type: concat(&[fam.kind(), PROTO, PORT]), key: fam.len() + 8, ..plain }
+        }
     }
 }
 
@@ -118,7 +112,7 @@ pub(crate) fn pairs(fam: Fam) -> Shape {
 pub(crate) fn refused_ports() -> Shape {
     Shape {
         flags: DYNAMIC,
-        key_type: concat(&[TYPE_PROTO, TYPE_PORT]),
+        key_type: concat(&[PROTO, PORT]),
         key: 8,
         verdicts: false,
         counted: false,
@@ -128,17 +122,7 @@ pub(crate) fn refused_ports() -> Shape {
 
 /// Protocol numbers.
 pub(crate) fn protocols() -> Shape {
-    Shape { flags: 0, key_type: TYPE_PROTO, key: 1, verdicts: false, counted: false, size: 0 }
-}
-
-const fn concat(fields: &[u32]) -> u32 {
-    let mut out = 0;
-    let mut at = 0;
-    while at < fields.len() {
-        out = (out << 6) | fields[at];
-        at += 1;
-    }
-    out
+    Shape { flags: 0, key_type: PROTO, key: 1, verdicts: false, counted: false, size: 0 }
 }
 
 fn key(bytes: Vec<u8>) -> Key {
@@ -153,6 +137,19 @@ pub(crate) fn address_key(ip: IpAddr) -> Key {
 /// Key of an address paired with itself.
 pub(crate) fn pair_key(ip: IpAddr) -> Key {
     key(octets(ip).repeat(2))
+}
+
+/// The address a key begins with, in sets that are no intervals.
+pub(crate) fn holder(key: &Key) -> Option<IpAddr> {
+    // An address; one with protocol and port; one with itself.
+    let length = match key.bytes.len() {
+        4 | 12 => 4,
+        // Twice an IPv4 address is as long as protocol and port.
+        8 if key.bytes[..4] == key.bytes[4..] => 4,
+        16 | 24 | 32 => 16,
+        _ => return None,
+    };
+    crate::dataplane::netlink::codec::ip(&key.bytes[..length])
 }
 
 /// Key of a protocol.

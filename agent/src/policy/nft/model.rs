@@ -24,6 +24,11 @@ pub(crate) struct Shape {
 }
 
 impl Shape {
+    /// Elements are ends of intervals.
+    pub(crate) fn intervals(self) -> bool {
+        self.flags & super::elements::INTERVAL != 0
+    }
+
     fn like(self, other: Self) -> bool {
         Self { key_type: 0, ..self } == Self { key_type: 0, ..other }
     }

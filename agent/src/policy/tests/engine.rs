@@ -231,6 +231,47 @@ fn before_the_server_answers_nothing_is_loosened() {
     node.check(2, 1, 80, true, false);
 }
 
+/// Memory is older than the kernel: it is for pods that the kernel cannot know.
+#[test]
+fn memory_judges_new_pods_alone() {
+    let node = Node::new(4);
+    drop(enforcing(&node, config()));
+    let engine = start(&node, config());
+    engine.local(locals(&[1, 2, 3]));
+    engine.local(locals(&[1, 2, 3, 4]));
+    admit(&engine, 4);
+    node.check(4, 1, 80, false, false);
+    let (web, client) = (json!({"app": "web"}), json!({"role": "client"}));
+    let told = |four: &Value| vec![namespace(), pod(1, &web), pod(4, four), policy()];
+    let mut memory = told(&client);
+    // Two was no client at that time, but three.
+    memory.extend([pod(2, &json!({})), pod(3, &client)]);
+    engine.remembered(memory);
+    settled(&engine);
+    let remembered = || {
+        node.check(2, 1, 80, true, false);
+        node.check(3, 1, 80, false, false);
+        node.check(4, 1, 80, true, false);
+        node.check(4, 1, 81, false, false);
+        node.check(4, 2, 80, true, true);
+    };
+    remembered();
+    assert!(!engine.report().enforced);
+    // Another agent starts, with the same memory and what the first has made of it.
+    drop(engine);
+    let engine = start(&node, config());
+    engine.local(locals(&[1, 2, 3, 4]));
+    engine.remembered(told(&json!({})));
+    settled(&engine);
+    remembered();
+    // Somebody knows better.
+    engine.changes(vec![pod(2, &client), pod(3, &client), pod(4, &json!({}))]);
+    engine.synced(true);
+    settled(&engine);
+    node.check(3, 1, 80, true, false);
+    node.check(4, 1, 80, false, false);
+}
+
 #[test]
 fn established_connections_end_unless_kept() {
     for keep in [false, true] {

@@ -1,11 +1,15 @@
 //! A delta leads where the whole would.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
 use proptest::prelude::*;
 
 use super::states::{Build, delta, found, ip, isolated, rule};
+use crate::policy::nft::elements::holder;
 use crate::policy::nft::hold::Held;
 use crate::policy::nft::layout::{Families, layout};
-use crate::policy::nft::model::{Observed, diff, rebuild};
+use crate::policy::nft::model::{Key, Observed, diff, rebuild};
 use crate::policy::nft::track::Tracker;
 use crate::policy::state::{
     Action, Chain, ChainId, Direction, Element, Peers, PolicyState, Ports, Protocol, SetId,
@@ -45,7 +49,7 @@ fn a_chain() -> impl Strategy<Value = Chain> {
     })
 }
 
-fn address(n: u8) -> std::net::IpAddr {
+fn address(n: u8) -> IpAddr {
     if n.is_multiple_of(2) { ip(&format!("10.0.0.{n}")) } else { ip(&format!("fd00::{n}")) }
 }
 
@@ -166,6 +170,126 @@ proptest! {
         let addresses = |held: &Held| held.addresses();
         prop_assert_eq!(addresses(&Held::of(&flushed)), addresses(&held));
     }
+}
+
+/// What the kernel says of these addresses.
+fn verdicts(kernel: &Observed, of: &BTreeSet<IpAddr>) -> BTreeMap<(String, Key), String> {
+    let maps = kernel.sets.iter().filter(|(_, set)| set.shape.verdicts);
+    let each = maps.flat_map(|(name, set)| {
+        set.elements.iter().map(move |(key, chain)| ((name.clone(), key.clone()), chain.clone()))
+    });
+    each.filter(|((_, key), _)| holder(key).is_some_and(|ip| of.contains(&ip))).collect()
+}
+
+/// Who is in the sets of the policy, of those that `of` says.
+fn members(kernel: &Observed, of: impl Fn(IpAddr) -> bool) -> BTreeSet<(String, Key)> {
+    let fixed = layout(&PolicyState::default(), Families { v4: true, v6: true });
+    let sets = kernel.sets.iter().filter(|(name, _)| !fixed.sets.contains_key(*name));
+    let each = sets.flat_map(|(name, set)| {
+        let keys = set.elements.keys().filter(|key| {
+            let ours = holder(key).is_some_and(&of);
+            if set.shape.intervals() { of(address(0)) && of(address(1)) } else { ours }
+        });
+        keys.map(|key| (name.clone(), key.clone())).collect::<Vec<_>>()
+    });
+    each.collect()
+}
+
+proptest! {
+    /// The kernel is newer than the memory: of what was there, it decides.
+    #[test]
+    fn memory_is_for_new_pods_alone(
+        chains in prop::collection::vec(a_chain(), 1..5),
+        uses in prop::collection::vec((0..10_u8, 0..5_u8), 0..12),
+        in_sets in prop::collection::vec((0..4_u8, 0..20_u8), 0..20),
+        known in prop::collection::vec((0..16_u8, 0..5_u8), 0..20),
+        known_sets in prop::collection::vec((0..4_u8, 0..20_u8), 0..20),
+        gone in prop::collection::btree_set(0..10_u8, 0..3),
+        new in prop::collection::btree_set(8..16_u8, 0..6),
+    ) {
+        let both = Families { v4: true, v6: true };
+        let before = found(&layout(&a_state(&chains, &uses, &in_sets), both));
+        let here: BTreeSet<IpAddr> = (0..16).map(address).collect();
+        let anew: BTreeSet<IpAddr> = gone.iter().chain(&new).map(|n| address(*n)).collect();
+        let old: BTreeSet<IpAddr> = here.difference(&anew).copied().collect();
+        // Whoever is gone has no chain; the rest is as remembered.
+        let mut state = a_state(&chains, &known, &known_sets);
+        state.subjects.retain(|ip, _| here.contains(ip));
+        let memory = layout(&state, both);
+
+        let mut held = Held::of(&before);
+        anew.iter().for_each(|ip| held.renew(*ip));
+        let edit = held.edit_with(&memory, &before);
+        prop_assert!(!edit.reset && edit.old_chains.is_empty() && edit.old_sets.is_empty());
+        prop_assert!(edit.rewrite.is_empty());
+        let mut kernel = before.clone();
+        kernel.apply(&edit);
+        prop_assert!(held.edit_with(&memory, &kernel).is_empty());
+
+        prop_assert_eq!(verdicts(&kernel, &old), verdicts(&before, &old));
+        prop_assert_eq!(verdicts(&kernel, &anew), verdicts(&found(&memory), &anew));
+        let stays = |ip: IpAddr| !anew.contains(&ip);
+        let (had, has) = (members(&before, stays), members(&kernel, stays));
+        prop_assert!(had.is_subset(&has));
+        // Sets that were there have nobody else in them; new ones are as remembered.
+        let (at_first, remembered) = (members(&before, |_| true), members(&found(&memory), |_| true));
+        for (set, key) in members(&kernel, |_| true) {
+            let member = (set.clone(), key.clone());
+            let moved = holder(&key).is_some_and(|ip| anew.contains(&ip))
+                && !kernel.sets[&set].shape.intervals();
+            let right = if moved || !before.sets.contains_key(&set) { &remembered } else { &at_first };
+            prop_assert!(right.contains(&member), "{member:?}");
+        }
+    }
+
+    /// A memory that is as new as the kernel: as if the agent had gone on.
+    #[test]
+    fn a_restart_with_memory_is_like_none(
+        chains in prop::collection::vec(a_chain(), 1..5),
+        uses in prop::collection::vec((0..10_u8, 0..5_u8), 0..12),
+        later in prop::collection::vec((10..16_u8, 0..5_u8), 0..6),
+        in_sets in prop::collection::vec((0..4_u8, 0..20_u8), 0..20),
+        lost in any::<bool>(),
+    ) {
+        let both = Families { v4: true, v6: true };
+        let all: Vec<(u8, u8)> = uses.iter().chain(&later).copied().collect();
+        let anew: BTreeSet<IpAddr> = later.iter().map(|(n, _)| address(*n)).collect();
+        let wanted = a_state(&chains, &all, &in_sets);
+        let mut old = wanted.clone();
+        old.subjects.retain(|ip, _| !anew.contains(ip));
+        for (kind, elements) in old.sets.values_mut() {
+            let own = |e: &Element| !matches!(e, Element::Address(ip) | Element::Port(ip, ..) if anew.contains(ip));
+            elements.retain(|e| *kind == SetKind::Ranges || own(e));
+        }
+        let mut kernel = found(&layout(&old, both));
+        let mut held = Held::of(&kernel);
+        anew.iter().for_each(|ip| held.renew(*ip));
+        if lost {
+            kernel = Observed::default();
+        }
+        kernel.apply(&held.edit_with(&layout(&wanted, both), &kernel));
+        prop_assert_eq!(&kernel, &found(&layout(&wanted, both)));
+    }
+}
+
+#[test]
+fn a_lost_chain_that_is_not_remembered_is_closed() {
+    let both = Families { v4: true, v6: true };
+    let open = isolated(Direction::Ingress, vec![rule(Peers::Any, Ports::Any, Action::Accept)]);
+    let had = Build::default().chain("newer", open.clone(), &["10.0.0.1"]).0;
+    let remembered = Build::default().chain("older", open, &["10.0.0.1", "10.0.0.2"]).0;
+    let mut held = Held::of(&found(&layout(&had, both)));
+    held.renew(ip("10.0.0.2"));
+    let mut kernel = Observed::default();
+    kernel.apply(&held.edit_with(&layout(&remembered, both), &kernel));
+    let chain = |address| verdicts(&kernel, &[ip(address)].into()).into_values().next().unwrap();
+    assert!(chain("10.0.0.1").starts_with("deny-"), "{}", chain("10.0.0.1"));
+    assert_eq!(chain("10.0.0.2"), "in4-older");
+    // Where there was no table at all, memory is for everybody.
+    let held = Held::of(&Observed::default());
+    let mut kernel = Observed::default();
+    kernel.apply(&held.edit_with(&layout(&remembered, both), &kernel));
+    assert_eq!(kernel, found(&layout(&remembered, both)));
 }
 
 #[test]

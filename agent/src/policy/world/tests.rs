@@ -120,6 +120,8 @@ fn unknown_pods_are_closed_or_open_as_set() {
         let told = world.explain(&end(B), &end("shop/web"), Protocol::Tcp, 80).unwrap();
         assert_eq!(told.allowed, open);
         assert_eq!(told.ingress.reason, Reason::Unknown { missing: Missing::Pod });
+        let set = format!("POLICY_UNKNOWN={}", if open { "allow" } else { "deny" });
+        assert!(told.to_string().contains(&set), "{told}");
         world.apply(put_pod(&pod("web", &json!({}), A)));
         assert_eq!(world.locals()[0].missing, Some(Missing::Namespace));
         assert_eq!(tcp(&world, B, A, 80), open);
@@ -355,11 +357,21 @@ fn explained_in_the_words_of_the_policies() {
         text.contains("allowed: shop/job (10.32.0.2) -> shop/web (10.32.0.1) TCP 80"),
         "{text}"
     );
-    assert!(text.contains("NetworkPolicy shop/clients, spec.ingress[0]"), "{text}");
+    assert!(text.contains("  egress   allowed: no policy selects shop/job for egress\n"), "{text}");
+    assert!(
+        text.contains("  ingress  allowed by NetworkPolicy shop/clients, spec.ingress[0]\n"),
+        "{text}"
+    );
     let told = world.explain(&end("192.0.2.1"), &end(A), Protocol::Udp, 53).unwrap();
     assert!(!told.allowed);
     assert!(matches!(told.ingress.reason, Reason::NoRule { .. }));
     assert_eq!(told.egress.reason, Reason::NoPod);
+    assert_eq!(
+        told.to_string(),
+        "refused: 192.0.2.1 -> shop/web (10.32.0.1) UDP 53\n  \
+         egress   allowed: 192.0.2.1 is not the address of a pod, so no policy applies to it\n  \
+         ingress  refused: no rule of NetworkPolicy shop/clients allows it\n"
+    );
     let cluster = json!({ "metadata": { "name": "guard" }, "spec": { "tier": "Admin", "priority": 1,
         "subject": { "namespaces": {} }, "ingress": [
             { "action": "Pass", "from": [{ "pods": { "namespaceSelector": {},
@@ -373,6 +385,12 @@ fn explained_in_the_words_of_the_policies() {
     let Reason::Rule { field, name, .. } = &told.ingress.reason else { panic!("{told}") };
     assert_eq!((field.as_str(), name.as_deref()), ("spec.ingress[1]", Some("no strangers")));
     assert!(!tcp(&world, B, A, 80));
+    // Who is selected by a ClusterNetworkPolicy alone, and not mentioned by it.
+    let told = world.explain(&end("192.0.2.1"), &end("shop/job"), Protocol::Tcp, 80).unwrap();
+    assert!(matches!(told.ingress.reason, Reason::NotMentioned { .. }), "{told}");
+    assert!(
+        told.allowed && told.to_string().contains("no rule of ClusterNetworkPolicy guard matches")
+    );
     let error = world.explain(&end("shop/nobody"), &end("shop/web"), Protocol::Tcp, 80);
     assert_eq!(error, Err(ExplainError::NoPod(PodRef::new("shop", "nobody"))));
     assert!("nonsense".parse::<End>().is_err() && "a/b/c".parse::<End>().is_err());
