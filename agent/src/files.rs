@@ -40,7 +40,8 @@ fn write_new(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     file.sync_all()
 }
 
-/// Replaces a private file by JSON of `value`, sealed.
+/// Replaces a private file by JSON of `value`.
+/// It is sealed, see [`seal`].
 pub(crate) fn replace_json<T: Serialize>(path: &Path, value: &T) -> io::Result<()> {
     replace(path, &seal(&serde_json::to_vec_pretty(value)?), PRIVATE)
 }

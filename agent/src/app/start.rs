@@ -93,10 +93,11 @@ fn identity(state_dir: &Path) -> Result<Identity> {
 fn session(state_dir: &Path) -> Result<u64> {
     let path = state_dir.join("session");
     let last = files::read_json(&path).unwrap_or_else(|e| {
-        tracing::warn!("{}: {e}; this life is numbered by the clock", path.display());
+        tracing::warn!("{}: {e}; this life is numbered by clock and ledger", path.display());
         None
     });
-    let session = now_ms().max(last.map_or(0, |last: u64| last.saturating_add(1)));
+    let last: u64 = last.unwrap_or(0);
+    let session = now_ms().max(last.saturating_add(1));
     files::replace_json(&path, &session)
         .with_context(|| format!("cannot write {}; is STATE_DIR writable?", path.display()))?;
     Ok(session)

@@ -89,7 +89,7 @@ impl Fights {
         if fought.is_empty() {
             return None;
         }
-        fought.sort_by_key(|(_, past)| (Reverse(past.times.len()), past.rank));
+        fought.sort_by_key(|(_, past)| (past.rank, Reverse(past.times.len())));
         let named = fought.iter().take(NAMED);
         let named: Vec<_> =
             named.map(|((what, _), past)| format!("`{what}` {} times", past.times.len())).collect();

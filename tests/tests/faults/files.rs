@@ -117,17 +117,11 @@ fn every_file_spoilt_in_every_way() -> Result {
     let told_to = promise(cluster.node(1), cluster.node(2))?;
     let promises = state.join("promises.json");
 
+    let together = ["session", "peers.json", "kubernetes.json", "policy.json"];
+    let together = together.iter().map(|name| state.join(name)).filter(|path| path.exists());
     // Together those without which an agent can do, then one by one those it needs.
     let sets: [(Vec<PathBuf>, bool); 4] = [
-        (
-            vec![
-                run.join("leases.json"),
-                state.join("session"),
-                state.join("peers.json"),
-                kubernetes,
-            ],
-            true,
-        ),
+        (together.chain([run.join("leases.json")]).collect(), true),
         (vec![promises.clone()], false),
         (vec![state.join("identity.key")], false),
         (vec![state.join("consensus.redb")], false),
