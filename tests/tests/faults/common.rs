@@ -9,7 +9,7 @@ use weft_proto::api::Condition;
 use weft_tests::{Cluster, Node, Pod, Result, audit, wait_until};
 
 /// Bound of waits; the figures printed are what counts.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(45);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// More pods than any node can own addresses for, in a small range.
 const TOO_MANY: usize = 300;
 
