@@ -27,9 +27,9 @@ mod observe;
 pub mod plan;
 mod reaper;
 mod sysctl;
-pub(crate) mod thread;
 #[cfg(test)]
 pub(crate) mod tests;
+pub(crate) mod thread;
 
 use std::net::IpAddr;
 

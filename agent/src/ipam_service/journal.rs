@@ -3,11 +3,14 @@
 //! The run directory is memory-backed and vanishes with a reboot, exactly like
 //! the namespaces the leases belong to, so there is no fsync: a written line
 //! survives every death of the agent. One JSON object a line; the journal is
-//! rewritten in short form at start and whenever it has grown long.
+//! rewritten in short form at start and whenever it has grown long. Addresses given
+//! back stay in it with their time: an agent that starts anew must not take them for
+//! never used, and hand out at once what others may still send to.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
+use std::net::IpAddr;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -24,11 +27,21 @@ enum Entry {
     /// A lease as it now is (replaces an earlier line of the same key).
     Put(LeaseInfo),
     /// Given back.
-    Del(AttachmentKey),
+    Del(Gone),
+    /// A free address that was used before.
+    Freed { address: IpAddr, at_ms: u64 },
     /// What follows is not everything: leases are being rebuilt from the
     /// kernel. Without it, an agent that died half way through would take its
     /// own fresh store for a whole one, and give addresses in use away.
     Rebuilding,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Gone {
+    #[serde(flatten)]
+    key: AttachmentKey,
+    #[serde(default)]
+    at_ms: u64,
 }
 
 /// The store could not be read or written.
@@ -49,6 +62,8 @@ pub struct Found {
     pub intact: bool,
     /// Lines that did not parse.
     pub damaged: usize,
+    /// Addresses given back and not used since, with the time, longest ago first.
+    pub freed: Vec<(IpAddr, u64)>,
 }
 
 /// The open journal.
@@ -56,6 +71,7 @@ pub struct Found {
 pub struct Journal {
     path: PathBuf,
     file: File,
+    /// Lines since it was last rewritten.
     lines: usize,
     /// Bytes of whole lines in the file.
     length: u64,
@@ -70,18 +86,18 @@ impl Journal {
     pub fn open(path: &Path) -> Result<(Self, Found), JournalError> {
         let found = read(path)?;
         let rebuilding = !found.intact;
-        let (file, length) = rewrite(path, found.leases.values(), rebuilding)?;
-        let lines = found.leases.len();
-        Ok((Self { path: path.to_owned(), file, lines, length, rebuilding }, found))
+        let (file, length) = rewrite(path, found.leases.values(), &found.freed, rebuilding)?;
+        Ok((Self { path: path.to_owned(), file, lines: 0, length, rebuilding }, found))
     }
 
     /// Every lease is known again.
     pub fn rebuilt<'a>(
         &mut self,
-        leases: impl ExactSizeIterator<Item = &'a LeaseInfo>,
+        leases: impl Iterator<Item = &'a LeaseInfo>,
+        freed: &[(IpAddr, u64)],
     ) -> Result<(), JournalError> {
         let before = std::mem::replace(&mut self.rebuilding, false);
-        self.compact(leases).inspect_err(|_| self.rebuilding = before)
+        self.compact(leases, freed).inspect_err(|_| self.rebuilding = before)
     }
 
     /// True if the file is no longer the one at its path: what is written into
@@ -96,8 +112,8 @@ impl Journal {
     }
 
     /// Writes down the end of a lease.
-    pub fn del(&mut self, key: &AttachmentKey) -> Result<(), JournalError> {
-        self.append(&Entry::Del(key.clone()))
+    pub fn del(&mut self, key: &AttachmentKey, at_ms: u64) -> Result<(), JournalError> {
+        self.append(&Entry::Del(Gone { key: key.clone(), at_ms }))
     }
 
     /// True if the journal is worth rewriting with `live` leases.
@@ -108,10 +124,11 @@ impl Journal {
     /// Rewrites the journal in short form.
     pub fn compact<'a>(
         &mut self,
-        leases: impl ExactSizeIterator<Item = &'a LeaseInfo>,
+        leases: impl Iterator<Item = &'a LeaseInfo>,
+        freed: &[(IpAddr, u64)],
     ) -> Result<(), JournalError> {
-        self.lines = leases.len();
-        (self.file, self.length) = rewrite(&self.path, leases, self.rebuilding)?;
+        (self.file, self.length) = rewrite(&self.path, leases, freed, self.rebuilding)?;
+        self.lines = 0;
         Ok(())
     }
 
@@ -160,14 +177,24 @@ fn read(path: &Path) -> Result<Found, JournalError> {
         }
     };
     let mut found = Found { intact: true, ..Found::default() };
+    let mut freed = Freed::default();
     for line in bytes.split(|b| *b == b'\n').filter(|l| !l.is_empty()) {
         match serde_json::from_slice(line) {
             Ok(Entry::Put(lease)) => {
-                found.leases.insert(lease.key.clone(), lease);
+                let now = lease.addresses.clone();
+                let before = found.leases.insert(lease.key.clone(), lease);
+                for address in before.into_iter().flat_map(|lease| lease.addresses) {
+                    freed.add(address, 0);
+                }
+                now.iter().for_each(|address| freed.used(address));
             }
-            Ok(Entry::Del(key)) => {
-                found.leases.remove(&key);
+            Ok(Entry::Del(Gone { key, at_ms })) => {
+                let lease = found.leases.remove(&key);
+                for address in lease.into_iter().flat_map(|lease| lease.addresses) {
+                    freed.add(address, at_ms);
+                }
             }
+            Ok(Entry::Freed { address, at_ms }) => freed.add(address, at_ms),
             Ok(Entry::Rebuilding) => found.intact = false,
             Err(_) => {
                 found.damaged += 1;
@@ -175,12 +202,41 @@ fn read(path: &Path) -> Result<Found, JournalError> {
             }
         }
     }
+    found.freed = freed.in_order();
     Ok(found)
+}
+
+/// What of the addresses in a journal is free, in the order of freeing.
+#[derive(Default)]
+struct Freed {
+    at: BTreeMap<IpAddr, (usize, u64)>,
+    order: usize,
+    latest_ms: u64,
+}
+
+impl Freed {
+    /// No earlier than what was freed before it, whatever the clock said.
+    fn add(&mut self, address: IpAddr, at_ms: u64) {
+        self.latest_ms = self.latest_ms.max(at_ms);
+        self.order += 1;
+        self.at.insert(address, (self.order, self.latest_ms));
+    }
+
+    fn used(&mut self, address: &IpAddr) {
+        self.at.remove(address);
+    }
+
+    fn in_order(self) -> Vec<(IpAddr, u64)> {
+        let mut all: Vec<_> = self.at.into_iter().collect();
+        all.sort_unstable_by_key(|(_, (order, _))| *order);
+        all.into_iter().map(|(address, (_, at_ms))| (address, at_ms)).collect()
+    }
 }
 
 fn rewrite<'a>(
     path: &Path,
     leases: impl Iterator<Item = &'a LeaseInfo>,
+    freed: &[(IpAddr, u64)],
     rebuilding: bool,
 ) -> Result<(File, u64), JournalError> {
     let fail = |what| move |source| JournalError { path: path.to_owned(), what, source };
@@ -191,6 +247,10 @@ fn rewrite<'a>(
     }
     for lease in leases {
         text.extend(line(&Entry::Put(lease.clone())).map_err(fail("encode"))?);
+    }
+    for (address, at_ms) in freed {
+        let entry = Entry::Freed { address: *address, at_ms: *at_ms };
+        text.extend(line(&entry).map_err(fail("encode"))?);
     }
     let mut file = OpenOptions::new()
         .write(true)
@@ -233,10 +293,10 @@ mod tests {
         let path = dir.join("leases.json");
         let (mut journal, found) = Journal::open(&path).unwrap();
         assert!(!found.intact && found.leases.is_empty());
-        journal.rebuilt([].iter()).unwrap();
+        journal.rebuilt([].iter(), &[]).unwrap();
         journal.put(&lease("a")).unwrap();
         journal.put(&lease("b")).unwrap();
-        journal.del(&lease("a").key).unwrap();
+        journal.del(&lease("a").key, 5).unwrap();
         drop(journal);
         let (_, found) = Journal::open(&path).unwrap();
         assert!(found.intact);
@@ -260,11 +320,11 @@ mod tests {
         // A crash before the kernel was asked: the store must not look whole.
         let (mut journal, found) = Journal::open(&path).unwrap();
         assert_eq!((found.intact, found.damaged, found.leases.len()), (false, 0, 1));
-        journal.compact([&lease("a")].into_iter()).unwrap();
+        journal.compact([&lease("a")].into_iter(), &[]).unwrap();
         drop(journal);
         let (mut journal, found) = Journal::open(&path).unwrap();
         assert!(!found.intact);
-        journal.rebuilt([&lease("a")].into_iter()).unwrap();
+        journal.rebuilt([&lease("a")].into_iter(), &[]).unwrap();
         drop(journal);
         let (_, found) = Journal::open(&path).unwrap();
         assert_eq!((found.intact, found.leases.len()), (true, 1));
@@ -276,7 +336,7 @@ mod tests {
         let dir = scratch("spoil");
         let path = dir.join("leases.json");
         let (mut journal, _) = Journal::open(&path).unwrap();
-        journal.rebuilt([].iter()).unwrap();
+        journal.rebuilt([].iter(), &[]).unwrap();
         journal.put(&lease("a")).unwrap();
         // Half a line got out before the disk was full, and could not be cut off.
         journal.file.write_all_at(b"{\"put\":{\"contai", journal.length).unwrap();
@@ -303,16 +363,54 @@ mod tests {
     }
 
     #[test]
+    fn remembers_what_was_freed() {
+        let dir = scratch("freed");
+        let path = dir.join("leases.json");
+        let with = |id: &str, address: &str| LeaseInfo {
+            addresses: vec![address.parse().unwrap()],
+            ..lease(id)
+        };
+        let (a, b, c) = (with("a", "10.32.0.2"), with("b", "10.32.0.3"), with("c", "10.32.0.2"));
+        let (mut journal, _) = Journal::open(&path).unwrap();
+        journal.rebuilt([].iter(), &[]).unwrap();
+        for lease in [&a, &b] {
+            journal.put(lease).unwrap();
+        }
+        journal.del(&b.key, 100).unwrap();
+        // The clock was set back; the order stays.
+        journal.del(&a.key, 70).unwrap();
+        drop(journal);
+        let freed = vec![(b.addresses[0], 100), (a.addresses[0], 100)];
+        for _ in 0..2 {
+            let (_, found) = Journal::open(&path).unwrap();
+            assert_eq!((found.intact, &found.freed), (true, &freed));
+        }
+        let (mut journal, _) = Journal::open(&path).unwrap();
+        journal.put(&c).unwrap();
+        drop(journal);
+        let (_, found) = Journal::open(&path).unwrap();
+        assert_eq!(found.freed, [(b.addresses[0], 100)]);
+        // As written by an agent that did not note the time.
+        let old = b"{\"del\":{\"container_id\":\"c\",\"ifname\":\"eth0\"}}\n";
+        let mut text = fs::read(&path).unwrap();
+        text.extend_from_slice(old);
+        fs::write(&path, text).unwrap();
+        let (_, found) = Journal::open(&path).unwrap();
+        assert_eq!(found.freed, [(b.addresses[0], 100), (c.addresses[0], 100)]);
+        fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
     fn compacts() {
         let dir = scratch("compact");
         let path = dir.join("leases.json");
         let (mut journal, _) = Journal::open(&path).unwrap();
         for _ in 0..SLACK {
             journal.put(&lease("a")).unwrap();
-            journal.del(&lease("a").key).unwrap();
+            journal.del(&lease("a").key, 5).unwrap();
         }
         assert!(journal.is_long(1));
-        journal.compact([&lease("b")].into_iter()).unwrap();
+        journal.compact([&lease("b")].into_iter(), &[]).unwrap();
         journal.put(&lease("c")).unwrap();
         drop(journal);
         let (_, found) = Journal::open(&path).unwrap();
