@@ -159,23 +159,42 @@ fn read(path: &Path) -> Result<Found, JournalError> {
             return Err(JournalError { path: path.to_owned(), what: "read", source });
         }
     };
-    let mut found = Found { intact: true, ..Found::default() };
-    for line in bytes.split(|b| *b == b'\n').filter(|l| !l.is_empty()) {
-        match serde_json::from_slice(line) {
-            Ok(Entry::Put(lease)) => {
-                found.leases.insert(lease.key.clone(), lease);
-            }
-            Ok(Entry::Del(key)) => {
-                found.leases.remove(&key);
-            }
-            Ok(Entry::Rebuilding) => found.intact = false,
-            Err(_) => {
-                found.damaged += 1;
-                found.intact = false;
+    Ok(Found::parse(&bytes))
+}
+
+impl Found {
+    /// Reads the text of a store. A line that does not parse spoils no other.
+    pub fn parse(bytes: &[u8]) -> Self {
+        let mut found = Self { intact: true, ..Self::default() };
+        for line in bytes.split(|b| *b == b'\n').filter(|l| !l.is_empty()) {
+            match serde_json::from_slice(line) {
+                Ok(Entry::Put(lease)) => {
+                    found.leases.insert(lease.key.clone(), lease);
+                }
+                Ok(Entry::Del(key)) => {
+                    found.leases.remove(&key);
+                }
+                Ok(Entry::Rebuilding) => found.intact = false,
+                Err(_) => {
+                    found.damaged += 1;
+                    found.intact = false;
+                }
             }
         }
+        found
     }
-    Ok(found)
+}
+
+/// The text of a store in short form.
+pub fn text<'a>(
+    leases: impl Iterator<Item = &'a LeaseInfo>,
+    rebuilding: bool,
+) -> io::Result<Vec<u8>> {
+    let mut text = if rebuilding { line(&Entry::Rebuilding)? } else { Vec::new() };
+    for lease in leases {
+        text.extend(line(&Entry::Put(lease.clone()))?);
+    }
+    Ok(text)
 }
 
 fn rewrite<'a>(
@@ -185,13 +204,7 @@ fn rewrite<'a>(
 ) -> Result<(File, u64), JournalError> {
     let fail = |what| move |source| JournalError { path: path.to_owned(), what, source };
     let fresh = path.with_extension("new");
-    let mut text = Vec::new();
-    if rebuilding {
-        text.extend(line(&Entry::Rebuilding).map_err(fail("encode"))?);
-    }
-    for lease in leases {
-        text.extend(line(&Entry::Put(lease.clone())).map_err(fail("encode"))?);
-    }
+    let text = text(leases, rebuilding).map_err(fail("encode"))?;
     let mut file = OpenOptions::new()
         .write(true)
         .create(true)

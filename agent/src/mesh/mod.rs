@@ -17,6 +17,8 @@ mod backoff;
 mod conn;
 mod dialer;
 mod endpoint;
+#[doc(hidden)]
+pub mod fuzzing;
 mod handle;
 mod handshake;
 pub mod identity;
