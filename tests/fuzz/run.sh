@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A target under libFuzzer, for so many seconds: run.sh TARGET SECONDS, or run.sh all
-# SECONDS. What it learns is in target/fuzz/corpus; with MINIMISE=1 the smallest part
-# that reaches as much is kept in tests/fuzz/corpus.
+# SECONDS. What it learns is in target/fuzz/corpus; with MINIMISE=1 a small part that
+# reaches most of it is kept in tests/fuzz/corpus.
 # The stable compiler instruments by itself: the flags are of LLVM, not of rustc.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
@@ -31,8 +31,14 @@ for name in $names; do
         -malloc_limit_mb=256 -print_final_stats=0 -verbosity="${VERBOSITY:-0}" \
         -artifact_prefix="target/fuzz/failures/$name-" || failed=1
     if [ -n "${MINIMISE:-}" ]; then
+        fresh=$(mktemp -d)
+        FUZZ_TARGET=$name "$program" -set_cover_merge=1 -use_counters=0 -verbosity=0 \
+            -max_len=1024 "$fresh" "${inputs[@]}" 2>/dev/null || failed=1
         mkdir -p "$kept"
-        FUZZ_TARGET=$name "$program" -merge=1 -verbosity=0 -max_len=512 "$kept" "$learnt" 2>/dev/null || failed=1
+        # Inputs with a name of their own are regressions and stay.
+        find "$kept" -type f -regextype posix-extended -regex '.*/[0-9a-f]{40}' -delete
+        find "$fresh" -type f | sort | head -n "${KEEP:-64}" | xargs -r cp -t "$kept"
+        rm -rf "$fresh"
     fi
     echo "   learnt $(find "$learnt" -type f | wc -l), kept $(find "$kept" -type f 2>/dev/null | wc -l)"
 done

@@ -10,6 +10,7 @@ pub mod binaries;
 pub mod cluster;
 pub mod dice;
 pub mod kubernetes;
+pub mod middle;
 pub mod node;
 pub mod pinger;
 pub mod pod;

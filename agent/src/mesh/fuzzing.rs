@@ -176,7 +176,7 @@ pub fn greeting(bytes: &[u8]) {
     for role in [Role::Client, Role::Server] {
         assert_eq!(keys.verify(role, &[9; 32], peer.node, &peer.proof), None);
     }
-    let ranges = ["10.32.0.0/12", "fd00::/48"].map(|text| text.parse());
+    let ranges = ["10.32.0.0/12", "fd00::/48"].map(str::parse);
     let ranges: Vec<_> = ranges.into_iter().flatten().collect();
     let me = Facts {
         node: ME,

@@ -173,6 +173,7 @@ impl Mesh {
             swim,
             fresh: Mutex::default(),
             fresh_wake: Notify::new(),
+            doubted: Mutex::default(),
             head: Mutex::new(LedgerHead::default()),
             on_head: RwLock::new(None),
             counters: Mutex::default(),
