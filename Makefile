@@ -66,6 +66,7 @@ bench-policy:
 # Bash counts in SECONDS, so make's own name for it stays out of the environment.
 fuzz: TARGET ?= all
 fuzz:
+	@bash tests/setup.sh fuzz
 	@bash tests/fuzz/run.sh $(TARGET) $(or $(SECONDS),60)
 
 image:
