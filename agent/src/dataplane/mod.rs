@@ -16,6 +16,8 @@ pub mod desired;
 mod driver;
 pub(crate) mod events;
 pub mod facts;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod handle;
 mod inet;
 pub mod intent;

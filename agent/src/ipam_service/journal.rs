@@ -176,34 +176,57 @@ fn read(path: &Path) -> Result<Found, JournalError> {
             return Err(JournalError { path: path.to_owned(), what: "read", source });
         }
     };
-    let mut found = Found { intact: true, ..Found::default() };
-    let mut freed = Freed::default();
-    for line in bytes.split(|b| *b == b'\n').filter(|l| !l.is_empty()) {
-        match serde_json::from_slice(line) {
-            Ok(Entry::Put(lease)) => {
-                let now = lease.addresses.clone();
-                let before = found.leases.insert(lease.key.clone(), lease);
-                for address in before.into_iter().flat_map(|lease| lease.addresses) {
-                    freed.add(address, 0);
+    Ok(Found::parse(&bytes))
+}
+
+impl Found {
+    /// Reads the text of a store. A line that does not parse spoils no other.
+    pub fn parse(bytes: &[u8]) -> Self {
+        let mut found = Self { intact: true, ..Self::default() };
+        let mut freed = Freed::default();
+        for line in bytes.split(|b| *b == b'\n').filter(|l| !l.is_empty()) {
+            match serde_json::from_slice(line) {
+                Ok(Entry::Put(lease)) => {
+                    let now = lease.addresses.clone();
+                    let before = found.leases.insert(lease.key.clone(), lease);
+                    for address in before.into_iter().flat_map(|lease| lease.addresses) {
+                        freed.add(address, 0);
+                    }
+                    now.iter().for_each(|address| freed.used(address));
                 }
-                now.iter().for_each(|address| freed.used(address));
-            }
-            Ok(Entry::Del(Gone { key, at_ms })) => {
-                let lease = found.leases.remove(&key);
-                for address in lease.into_iter().flat_map(|lease| lease.addresses) {
-                    freed.add(address, at_ms);
+                Ok(Entry::Del(Gone { key, at_ms })) => {
+                    let lease = found.leases.remove(&key);
+                    for address in lease.into_iter().flat_map(|lease| lease.addresses) {
+                        freed.add(address, at_ms);
+                    }
                 }
-            }
-            Ok(Entry::Freed { address, at_ms }) => freed.add(address, at_ms),
-            Ok(Entry::Rebuilding) => found.intact = false,
-            Err(_) => {
-                found.damaged += 1;
-                found.intact = false;
+                Ok(Entry::Freed { address, at_ms }) => freed.add(address, at_ms),
+                Ok(Entry::Rebuilding) => found.intact = false,
+                Err(_) => {
+                    found.damaged += 1;
+                    found.intact = false;
+                }
             }
         }
+        found.freed = freed.in_order();
+        found
     }
-    found.freed = freed.in_order();
-    Ok(found)
+}
+
+/// The text of a store in short form.
+pub fn text<'a>(
+    leases: impl Iterator<Item = &'a LeaseInfo>,
+    freed: &[(IpAddr, u64)],
+    rebuilding: bool,
+) -> io::Result<Vec<u8>> {
+    let mut text = if rebuilding { line(&Entry::Rebuilding)? } else { Vec::new() };
+    for lease in leases {
+        text.extend(line(&Entry::Put(lease.clone()))?);
+    }
+    for (address, at_ms) in freed {
+        text.extend(line(&Entry::Freed { address: *address, at_ms: *at_ms })?);
+    }
+    Ok(text)
 }
 
 /// What of the addresses in a journal is free, in the order of freeing.
@@ -241,17 +264,7 @@ fn rewrite<'a>(
 ) -> Result<(File, u64), JournalError> {
     let fail = |what| move |source| JournalError { path: path.to_owned(), what, source };
     let fresh = path.with_extension("new");
-    let mut text = Vec::new();
-    if rebuilding {
-        text.extend(line(&Entry::Rebuilding).map_err(fail("encode"))?);
-    }
-    for lease in leases {
-        text.extend(line(&Entry::Put(lease.clone())).map_err(fail("encode"))?);
-    }
-    for (address, at_ms) in freed {
-        let entry = Entry::Freed { address: *address, at_ms: *at_ms };
-        text.extend(line(&entry).map_err(fail("encode"))?);
-    }
+    let text = text(leases, freed, rebuilding).map_err(fail("encode"))?;
     let mut file = OpenOptions::new()
         .write(true)
         .create(true)
