@@ -5,7 +5,9 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
+use ring::digest::{SHA256, digest};
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 /// Nobody but the owner.
 pub(crate) const PRIVATE: u32 = 0o600;
@@ -39,8 +41,50 @@ fn write_new(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
 }
 
 /// Replaces a private file by JSON of `value`.
+/// It is sealed, see [`seal`].
 pub(crate) fn replace_json<T: Serialize>(path: &Path, value: &T) -> io::Result<()> {
-    replace(path, &serde_json::to_vec_pretty(value)?, PRIVATE)
+    replace(path, &seal(&serde_json::to_vec_pretty(value)?), PRIVATE)
+}
+
+/// What [`replace_json`] wrote; `None` if there is no file. A file that is not what was
+/// written is an error of kind `InvalidData`.
+pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> io::Result<Option<T>> {
+    match fs::read(path) {
+        Ok(bytes) => {
+            let value = serde_json::from_slice(unseal(&bytes)?);
+            value.map(Some).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))
+        }
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+/// JSON with its checksum behind it. JSON alone would not do: with one digit changed it is
+/// still JSON. The checksum is written in blanks, 0 as a space, 1 as a tab: every reader of
+/// JSON, and an earlier version of the agent, takes the text as ever.
+pub(crate) fn seal(json: &[u8]) -> Vec<u8> {
+    [json, &checksum(json), b"\n"].concat()
+}
+
+/// The JSON of a sealed text. Text without blanks at its end was written by an earlier
+/// version, and is taken for what it is.
+pub(crate) fn unseal(text: &[u8]) -> io::Result<&[u8]> {
+    let text = text.strip_suffix(b"\n").unwrap_or(text);
+    let blanks = text.iter().rev().take_while(|byte| BLANKS.contains(byte)).count();
+    let (json, seal) = text.split_at(text.len() - blanks);
+    if blanks == 0 || seal == checksum(json) {
+        return Ok(json);
+    }
+    Err(io::Error::new(io::ErrorKind::InvalidData, "its checksum does not fit"))
+}
+
+const BLANKS: [u8; 2] = *b" \t";
+
+/// 32 bits.
+fn checksum(bytes: &[u8]) -> Vec<u8> {
+    let hash = digest(&SHA256, bytes);
+    let bits = hash.as_ref().iter().take(4).flat_map(|byte| (0..8).map(move |n| byte >> n & 1));
+    bits.map(|bit| BLANKS[usize::from(bit)]).collect()
 }
 
 /// Makes a directory for the owner alone. One that exists stays as it is: it
@@ -99,7 +143,7 @@ mod tests {
         assert!(make_private(&path).unwrap() && !make_private(&path).unwrap());
         replace_json(&path, &[1, 2]).unwrap();
         assert_eq!(mode(&path), 0o600);
-        assert_eq!(serde_json::from_slice::<[u8; 2]>(&fs::read(&path).unwrap()).unwrap(), [1, 2]);
+        assert_eq!(read_json::<[u8; 2]>(&path).unwrap(), Some([1, 2]));
         fs::create_dir(dir.join("taken")).unwrap();
         replace(&dir.join("taken"), b"x", 0o600).unwrap_err();
         let mut left: Vec<_> =
@@ -109,5 +153,29 @@ mod tests {
         std::os::unix::fs::symlink("/etc", dir.join("link")).unwrap();
         remove_dir(&dir).unwrap();
         assert!(!dir.exists() && Path::new("/etc/passwd").exists());
+    }
+
+    #[test]
+    fn whatever_happens_to_a_sealed_text_is_seen() {
+        let json = serde_json::to_vec_pretty(&["10.32.0.4/30", "x"]).unwrap();
+        let sealed = seal(&json);
+        assert_eq!(unseal(&sealed).unwrap(), json);
+        let parse = |text: &[u8]| -> Option<Vec<String>> {
+            unseal(text).ok().and_then(|json| serde_json::from_slice(json).ok())
+        };
+        let whole = parse(&sealed);
+        // What an earlier version wrote, and what it reads.
+        assert_eq!(parse(&json), whole);
+        assert_eq!(serde_json::from_slice::<Vec<String>>(&sealed).ok(), whole);
+        for at in 0..sealed.len() {
+            let cut = parse(&sealed[..at]);
+            assert!(cut.is_none() || cut == whole, "cut at {at}");
+            for flip in 0..8 {
+                let mut spoilt = sealed.clone();
+                spoilt[at] ^= 1 << flip;
+                let found = parse(&spoilt);
+                assert!(found.is_none() || found == whole, "bit {flip} of byte {at}");
+            }
+        }
     }
 }

@@ -25,6 +25,7 @@ pub mod sctp;
 pub mod stats;
 pub mod stranger;
 pub mod stream;
+pub mod told;
 pub mod wait;
 
 pub use apiserver::ApiServer;

@@ -2,12 +2,13 @@
 //! disks, spoiled files: nothing leaks, nothing is given out twice.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail, ensure};
 use weft_agent::lab::netns::Netns;
 use weft_agent::lab::topology::PodPlan;
 use weft_tests::dice::Dice;
+use weft_tests::told::{told, took};
 use weft_tests::{Cluster, Node, Pod, Result, audit};
 
 fn join<T: Send>(work: Vec<impl FnOnce() -> Result<T> + Send>) -> Result<Vec<T>> {
@@ -86,7 +87,11 @@ fn the_same_key_again_and_again_leaks_nothing() -> Result {
     }
     // No device of a living pod was doomed by its predecessor.
     std::thread::sleep(Duration::from_millis(300));
-    audit::exactly(node, &pods.iter().collect::<Vec<_>>())
+    audit::exactly(node, &pods.iter().collect::<Vec<_>>())?;
+    // The same things were repaired many times, and nobody but the runtime did it.
+    let conditions = node.status()?.conditions;
+    ensure!(conditions.iter().all(|c| c.reason != "KernelFight"), "{conditions:?}");
+    Ok(())
 }
 
 /// Pods come and go on a node until told to stop. What fails is undone as a
@@ -147,12 +152,13 @@ fn whole(cluster: &mut Cluster, pods: &[Vec<Pod>]) -> Result {
     Ok(())
 }
 
-/// Runs `havoc` on the agents while pods come and go on all nodes.
+/// Runs `havoc` on the agents while pods come and go on all nodes; how long it took after
+/// the last of it till all was whole.
 fn under_churn(
     cluster: &mut Cluster,
     dice: &mut Dice,
     havoc: impl FnOnce(&mut Cluster, &mut Dice) -> Result,
-) -> Result {
+) -> Result<Duration> {
     // A second view of the nodes for the churning threads: names only.
     let views: Vec<_> = cluster.nodes().iter().map(Node::view).collect();
     let stop = AtomicBool::new(false);
@@ -172,29 +178,38 @@ fn under_churn(
             .collect();
         done.and(pods)
     })?;
-    whole(cluster, &pods)
+    let start = Instant::now();
+    whole(cluster, &pods)?;
+    Ok(start.elapsed())
 }
 
 #[test]
 fn kill_9_at_random_moments_under_churn() -> Result {
     let mut dice = Dice::new("kill_9");
+    let kills = std::env::var("WEFT_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(60);
     let mut cluster = Cluster::builder().start()?;
-    under_churn(&mut cluster, &mut dice, |cluster, dice| {
-        for _ in 0..60 {
+    let settled = under_churn(&mut cluster, &mut dice, |cluster, dice| {
+        for _ in 0..kills {
             let number = 1 + dice.below(3);
             // From the first instruction to an agent at work.
             std::thread::sleep(Duration::from_millis(dice.below(350) as u64));
             cluster.node_mut(number).start()?;
         }
         Ok(())
-    })
+    })?;
+    told(
+        &format!("{kills} times kill -9 of some agent at a random moment, pods come and go"),
+        "leases, interfaces, routes, neighbours, rules and addresses inside pods agree, none twice",
+        &format!("ready, audited and all reached {} after the last", took(settled)),
+    );
+    Ok(())
 }
 
 #[test]
 fn frozen_agents_and_a_dead_cluster_under_churn() -> Result {
     let mut dice = Dice::new("frozen");
     let mut cluster = Cluster::builder().start()?;
-    under_churn(&mut cluster, &mut dice, |cluster, dice| {
+    let settled = under_churn(&mut cluster, &mut dice, |cluster, dice| {
         let number = 1 + dice.below(3);
         cluster.node(number).freeze()?;
         std::thread::sleep(Duration::from_secs(8));
@@ -209,7 +224,13 @@ fn frozen_agents_and_a_dead_cluster_under_churn() -> Result {
         }
         cluster.wait_ready()?;
         Ok(())
-    })
+    })?;
+    told(
+        "an agent stopped for 8 s, then all killed and started one by one, pods come and go",
+        "as above",
+        &format!("audited and all reached {} after the last", took(settled)),
+    );
+    Ok(())
 }
 
 /// What the spoiling of a file may lead to.

@@ -166,7 +166,8 @@ pub(super) async fn tell(app: Arc<App>) {
         tokio::select! {
             changed = leases.changed() => if changed.is_err() { return },
             changed = ledgers.changed() => if changed.is_err() { return },
-            () = tokio::time::sleep(Duration::from_secs(30)) => {}
+            // Nobody tells of a new MTU.
+            () = tokio::time::sleep(Duration::from_secs(5)) => {}
         }
     }
 }

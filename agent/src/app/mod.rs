@@ -22,6 +22,7 @@ mod renew;
 mod start;
 mod status;
 mod sweep;
+mod underlay;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;

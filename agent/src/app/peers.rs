@@ -23,14 +23,11 @@ pub(super) struct PeerBook {
 impl PeerBook {
     /// Reads the book; a damaged one is as good as none, since gossip fills it again.
     pub(super) fn open(path: &Path) -> Self {
-        let known = match std::fs::read(path) {
-            Ok(bytes) => serde_json::from_slice(&bytes).unwrap_or_else(|e| {
-                tracing::warn!("{}: {e}; starting with an empty book of peers", path.display());
-                BTreeMap::new()
-            }),
-            Err(_) => BTreeMap::new(),
-        };
-        Self { path: path.to_owned(), known }
+        let known = files::read_json(path).unwrap_or_else(|e| {
+            tracing::warn!("{}: {e}; starting with an empty book of peers", path.display());
+            None
+        });
+        Self { path: path.to_owned(), known: known.unwrap_or_default() }
     }
 
     /// Learns from the mesh; true if something is new.

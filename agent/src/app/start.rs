@@ -15,7 +15,7 @@ use weft_proto::names;
 use super::kubernetes::{self, Boot};
 use super::{
     App, LedgerRegistry, Routes, cni, founding, loops, own_address, policy, policy_feed, probing,
-    renew, sweep,
+    renew, sweep, underlay,
 };
 use crate::api;
 use crate::config::Config;
@@ -92,7 +92,11 @@ fn identity(state_dir: &Path) -> Result<Identity> {
 /// earlier one, also after the clock was set back.
 fn session(state_dir: &Path) -> Result<u64> {
     let path = state_dir.join("session");
-    let last: u64 = fs::read_to_string(&path).ok().and_then(|t| t.trim().parse().ok()).unwrap_or(0);
+    let last = files::read_json(&path).unwrap_or_else(|e| {
+        tracing::warn!("{}: {e}; this life is numbered by clock and ledger", path.display());
+        None
+    });
+    let last: u64 = last.unwrap_or(0);
     let session = now_ms().max(last.saturating_add(1));
     files::replace_json(&path, &session)
         .with_context(|| format!("cannot write {}; is STATE_DIR writable?", path.display()))?;
@@ -244,7 +248,7 @@ async fn serve(config: Config) -> Result<End> {
         recovered: AtomicBool::new(false),
         config,
     });
-    sweep::recover(&app, found.intact).await?;
+    sweep::recover(&app, &found).await?;
     // Before the first ADD, so that it can be told from the pods of an earlier life.
     app.publish_policy();
     // Not before every lease is known: what is given away must be free.
@@ -257,6 +261,7 @@ async fn serve(config: Config) -> Result<End> {
     tasks.spawn(loops::follow(Arc::clone(&app)));
     tasks.spawn(loops::tell(Arc::clone(&app)));
     tasks.spawn(own_address::hold(Arc::clone(&app)));
+    tasks.spawn(underlay::watch(Arc::clone(&app)));
     tasks.spawn(sweep::run(Arc::clone(&app)));
     tasks.spawn(probing::run(Arc::clone(&app)));
     tasks.spawn(loops::install(Arc::clone(&app)));

@@ -16,22 +16,30 @@ use weft_proto::names;
 use super::App;
 use crate::api::backend::BackendError;
 use crate::dataplane::WiredPod;
+use crate::ipam_service::journal::Found;
 use crate::ipam_service::{IpamService, LeaseFacts};
 
 /// A lease without an interface is given this long: its ADD may be under way.
 const GRACE: Duration = Duration::from_secs(120);
 
-/// Reads what an earlier life left: notes of DELs, and, if the lease store is
-/// lost, the aliases of living interfaces.
-pub(super) async fn recover(app: &Arc<App>, intact: bool) -> anyhow::Result<()> {
+/// Reads what an earlier life left: notes of DELs, and the aliases of living interfaces.
+/// They are asked even if the lease store looks whole: one that was cut at the end of a line
+/// does, and an address in use could be given away again.
+pub(super) async fn recover(app: &Arc<App>, found: &Found) -> anyhow::Result<()> {
     let noted = read_notes(app);
-    if !intact {
-        // Without the interfaces an address in use could be given away again.
-        for pod in app.dataplane.wired().await? {
-            if !noted.contains(&pod.alias.key) && app.ipam.lease(&pod.alias.key).is_none() {
-                adopt(app, &pod)?;
-            }
+    let ended =
+        |key: &AttachmentKey| noted.contains(key) || (found.intact && found.gone.contains(key));
+    let mut adopted = 0;
+    for pod in app.dataplane.wired().await? {
+        if !ended(&pod.alias.key) && app.ipam.lease(&pod.alias.key).is_none() {
+            adopt(app, &pod)?;
+            adopted += 1;
         }
+    }
+    if found.intact && adopted > 0 {
+        tracing::error!(adopted, "lease store incomplete; leases were rebuilt from the kernel");
+    }
+    if !found.intact {
         app.ipam.rebuilt()?;
     }
     app.recovered.store(true, Ordering::Release);

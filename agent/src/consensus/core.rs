@@ -100,7 +100,7 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 impl Core {
     /// Opens the store and loads what is there.
     pub(crate) async fn load(
-        config: ConsensusConfig,
+        mut config: ConsensusConfig,
         net: Arc<dyn PeerNet>,
         heads: mpsc::Sender<(NodeId, LedgerHead)>,
     ) -> Result<Self, ConsensusError> {
@@ -110,6 +110,10 @@ impl Core {
             .await
             .map_err(|e| ConsensusError::Engine(e.to_string()))??;
         let replica = Arc::new(Replica::load(db.clone()).await?);
+        // An earlier life may have had a clock that ran ahead, and its number may be lost: every
+        // request of a lower one would be refused as stale.
+        let before = replica.ledger().session_of(config.me).unwrap_or(0);
+        config.session = config.session.max(before.saturating_add(1));
         let seats = Arc::new(Seats::load(db.clone()).await?);
         Ok(Self {
             config,

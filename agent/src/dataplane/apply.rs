@@ -62,9 +62,7 @@ impl std::fmt::Display for OpError {
 impl OpError {
     /// The pod's device that is not there any more, if that is why.
     pub(crate) fn gone_port(&self) -> Option<&str> {
-        let (Op::SetPort(name, _) | Op::SetFdb(name, _) | Op::DelFdb(name, _)) = &self.op else {
-            return None;
-        };
+        let name = self.op.port()?;
         let gone = [nix::libc::ENODEV, nix::libc::ENOENT].contains(&self.why.errno);
         (gone && is_host_ifname(name)).then_some(name)
     }

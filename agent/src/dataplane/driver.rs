@@ -23,6 +23,7 @@ use super::cleanup::failed;
 use super::desired::{Desired, DesiredPods, condition, desired, desired_pods};
 use super::events::{Events, Source};
 use super::facts::{Mtu, is_ours, node_facts, underlay};
+use super::fights::{Fights, repair};
 use super::handle::{Applied, Command, Shared, WiredPod, lock};
 use super::intent::Intent;
 use super::model::{Observed, Op};
@@ -77,7 +78,10 @@ pub(crate) struct Driver {
     reap_at: Option<Instant>,
     reaping: Option<Reaping>,
     /// Looks in a row that had to repair something.
-    fights: u32,
+    busy: u32,
+    fights: Fights,
+    /// The generation at the last look.
+    looked_for: u64,
     /// How long the last look took.
     cost: Duration,
     stop: bool,
@@ -117,7 +121,9 @@ impl Driver {
             look_at: Instant::now() + LOOK,
             reap_at: None,
             reaping: None,
-            fights: 0,
+            busy: 0,
+            fights: Fights::default(),
+            looked_for: 0,
             cost: Duration::ZERO,
             stop: false,
         };
@@ -157,7 +163,7 @@ impl Driver {
         let now = Instant::now();
         if changed {
             // Looking takes at most a fifth of the time, however busy others are.
-            let gather = GATHER * 2_u32.saturating_pow(self.fights.min(5));
+            let gather = GATHER * 2_u32.saturating_pow(self.busy.min(5));
             let gather = gather.max(self.cost * 4).min(GATHER_MAX);
             self.look_at = self.look_at.min(now + gather);
         }
@@ -252,23 +258,30 @@ impl Driver {
 
     /// The thorough way: what is there, what should be, the difference.
     fn look(&mut self) -> Result<(), DataplaneError> {
+        let churn = std::mem::replace(&mut self.looked_for, self.generation) != self.generation;
         self.observe()?;
         self.want();
         let settling = self.intent.as_ref().is_none_or(|intent| intent.settling);
         let plan = plan(&self.desired, &self.pods, &self.observed, settling);
         self.conditions.insert("plan", plan.conditions.clone());
         let repaired = self.apply_rules();
-        self.execute(&plan);
+        let done = self.execute(&plan);
         self.schedule_reap();
         if let Ok(Some(what)) = &repaired {
-            self.note_repair(1, (*what).to_owned());
+            self.note_repair(1, what);
+            self.fights.note(Instant::now(), [((*what).to_owned(), 0)]);
         }
-        if let Some(last) = plan.ops.last() {
-            self.note_repair(plan.ops.len(), last.to_string());
+        if let Some(last) = done.last() {
+            self.note_repair(done.len(), &last.to_string());
+            let links = &self.observed.links;
+            let repairs = done.iter().filter_map(|op| repair(op, &self.pods, links, churn));
+            self.fights.note(Instant::now(), repairs);
         }
         let quiet = plan.ops.is_empty() && matches!(repaired, Ok(None));
-        self.fights = if quiet { 0 } else { self.fights + 1 };
+        self.busy = if quiet { 0 } else { self.busy + 1 };
         self.watch_forward();
+        let fight = self.fights.condition(Instant::now());
+        self.conditions.insert("fight", fight.into_iter().collect());
         self.report(quiet);
         repaired.map(|_| ())
     }
@@ -299,14 +312,16 @@ impl Driver {
             return Ok(found);
         }
         forward::apply(&mut self.nft, &edits)?;
-        self.note_repair(edits.len(), "accepts in iptables' FORWARD chain".to_owned());
+        let what = "accepts in iptables' FORWARD chain";
+        self.note_repair(edits.len(), what);
+        self.fights.note(Instant::now(), [(what.to_owned(), 0)]);
         forward::look(&mut self.nft, &self.desired.ranges)
     }
 
-    fn note_repair(&mut self, count: usize, what: String) {
+    fn note_repair(&mut self, count: usize, what: &str) {
         tracing::info!(count, %what, "repaired");
         self.repairs += count as u64;
-        self.last_repair = Some(what);
+        self.last_repair = Some(what.to_owned());
     }
 
     fn observe(&mut self) -> Result<(), DataplaneError> {
@@ -337,11 +352,18 @@ impl Driver {
             ));
         }
         if facts.underlay.is_empty() {
-            conditions.push(condition(
-                "NoUnderlay",
-                "no underlay address found on this node".to_owned(),
-                "give the node an address and a default route",
-            ));
+            let (message, hint) = match self.config.underlay {
+                Some(address) => (
+                    format!("the underlay address {address} is not on this node any more"),
+                    "give it back to the node, or set NODE_IP to the new one and restart the \
+                     agent; without NODE_IP the agent follows by itself",
+                ),
+                None => (
+                    "no underlay address found on this node".to_owned(),
+                    "give the node an address and a default route",
+                ),
+            };
+            conditions.push(condition("NoUnderlay", message, hint));
         }
         self.mtu = mtu;
         self.desired = desired(&intent, &facts);
@@ -396,14 +418,19 @@ impl Driver {
         Ok(Some("rule set"))
     }
 
-    fn execute(&mut self, plan: &Plan) {
+    /// Carries a plan out; tells what the kernel took.
+    fn execute(&mut self, plan: &Plan) -> Vec<Op> {
         if plan.ops.is_empty() {
-            return;
+            return Vec::new();
         }
         let mut indexes: Indexes =
             self.observed.links.iter().map(|(name, link)| (name.clone(), link.index)).collect();
         let observed = &mut self.observed;
-        let failures = apply(&mut self.kernel, &mut indexes, &plan.ops, |op| observed.apply(op));
+        let mut done = Vec::new();
+        let failures = apply(&mut self.kernel, &mut indexes, &plan.ops, |op| {
+            observed.apply(op);
+            done.push(op.clone());
+        });
         for (name, link) in &mut observed.links {
             link.index = indexes.get(name).copied().unwrap_or(link.index);
         }
@@ -424,6 +451,7 @@ impl Driver {
             self.look_at = self.look_at.min(Instant::now() + RETRY);
         }
         self.conditions.insert("apply", failures.iter().take(1).map(refused).collect());
+        done
     }
 
     fn devices(&self) -> Vec<u32> {
@@ -500,6 +528,7 @@ impl Driver {
         report.conditions = self.conditions.values().flatten().cloned().collect();
         report.underlay =
             underlay(&self.observed.host, self.config.underlay).iter().map(|(_, n)| *n).collect();
+        report.addresses = self.observed.host.addrs.iter().map(|(_, net, _)| net.addr()).collect();
     }
 }
 

@@ -47,6 +47,8 @@ pub(crate) struct Report {
     pub(crate) status: DataplaneStatus,
     pub(crate) conditions: Vec<Condition>,
     pub(crate) underlay: Vec<IpNet>,
+    /// Addresses of devices that are not ours.
+    pub(crate) addresses: Vec<IpAddr>,
 }
 
 /// The last intent that was applied, and how that went.
@@ -169,6 +171,11 @@ impl DataplaneHandle {
     /// This node's underlay addresses, preferred first.
     pub fn underlay(&self) -> Vec<IpAddr> {
         lock(&self.owner.shared.report).underlay.iter().map(IpNet::addr).collect()
+    }
+
+    /// All addresses of this machine, but those of our own devices.
+    pub fn addresses(&self) -> Vec<IpAddr> {
+        lock(&self.owner.shared.report).addresses.clone()
     }
 
     /// MTU of the overlay.

@@ -16,6 +16,7 @@ pub mod desired;
 mod driver;
 pub(crate) mod events;
 pub mod facts;
+mod fights;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod handle;

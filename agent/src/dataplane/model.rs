@@ -318,6 +318,16 @@ impl Link {
     }
 }
 
+impl Op {
+    /// The port of the bridge it is about, if it is about one.
+    pub(crate) fn port(&self) -> Option<&str> {
+        match self {
+            Self::SetPort(name, _) | Self::SetFdb(name, _) | Self::DelFdb(name, _) => Some(name),
+            _ => None,
+        }
+    }
+}
+
 impl std::fmt::Display for Op {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {

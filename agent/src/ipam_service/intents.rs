@@ -5,7 +5,6 @@
 //! proposed, so that no life of the agent allocates from it before the ledger
 //! has said whose it is.
 
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -33,22 +32,29 @@ pub struct Promises {
 
 /// The file of promises cannot be read or written.
 #[derive(Debug, thiserror::Error)]
-#[error("{}: {source}; addresses promised to other nodes are kept there: free space on, or fix the rights of, its directory", .path.display())]
+#[error("{}: {source}; addresses promised to other nodes are kept there: {}", .path.display(), self.advice())]
 pub struct PromiseError {
     path: PathBuf,
     source: io::Error,
+}
+
+impl PromiseError {
+    fn advice(&self) -> &'static str {
+        if self.source.kind() == io::ErrorKind::InvalidData {
+            "if it cannot be restored, move it away and start the agent while the other nodes \
+             run: by then every promise is in the ledger or void"
+        } else {
+            "free space on, or fix the rights of, its directory"
+        }
+    }
 }
 
 impl Promises {
     /// Reads the promises of an earlier life.
     pub fn open(path: &Path) -> Result<Self, PromiseError> {
         let fail = |source| PromiseError { path: path.to_owned(), source };
-        let open = match fs::read(path) {
-            Ok(bytes) => serde_json::from_slice(&bytes).map_err(|e| fail(e.into()))?,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Vec::new(),
-            Err(e) => return Err(fail(e)),
-        };
-        Ok(Self { path: path.to_owned(), open })
+        let open = files::read_json(path).map_err(fail)?;
+        Ok(Self { path: path.to_owned(), open: open.unwrap_or_default() })
     }
 
     /// Promises not yet settled.
@@ -79,6 +85,8 @@ impl Promises {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]
@@ -93,8 +101,11 @@ mod tests {
         assert_eq!(again.open_promises(), [promise]);
         again.settle(promise).unwrap();
         assert!(Promises::open(&path).unwrap().open_promises().is_empty());
-        fs::write(&path, "{").unwrap();
-        assert!(Promises::open(&path).unwrap_err().to_string().contains("promises.json"));
+        for spoilt in ["", "{", "[] \t\n"] {
+            fs::write(&path, spoilt).unwrap();
+            let error = Promises::open(&path).unwrap_err().to_string();
+            assert!(error.contains("promises.json") && error.contains("move it away"), "{error}");
+        }
         fs::remove_dir_all(dir).unwrap();
     }
 }

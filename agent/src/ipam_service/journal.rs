@@ -2,12 +2,12 @@
 //!
 //! The run directory is memory-backed and vanishes with a reboot, exactly like
 //! the namespaces the leases belong to, so there is no fsync: a written line
-//! survives every death of the agent. One JSON object a line; the journal is
-//! rewritten in short form at start and whenever it has grown long. Addresses given
-//! back stay in it with their time: an agent that starts anew must not take them for
-//! never used, and hand out at once what others may still send to.
+//! survives every death of the agent. One JSON object a line, with its checksum;
+//! the journal is rewritten in short form at start and whenever it has grown long.
+//! Addresses given back stay in it with their time: an agent that starts anew must
+//! not take them for never used, and hand out at once what others may still send to.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::net::IpAddr;
@@ -18,8 +18,12 @@ use serde::{Deserialize, Serialize};
 use weft_proto::api::LeaseInfo;
 use weft_proto::attachment::AttachmentKey;
 
+use crate::files::{seal, unseal};
+
 /// Lines beyond the live leases after which the journal is rewritten.
 const SLACK: usize = 4096;
+/// Ends of leases that outlive a rewriting: as many as interfaces can be waiting to be deleted.
+const GONE: usize = 512;
 
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -58,6 +62,8 @@ pub struct JournalError {
 pub struct Found {
     /// Live leases.
     pub leases: BTreeMap<AttachmentKey, LeaseInfo>,
+    /// Leases that have ended, the last ones: their interfaces may still be there.
+    pub gone: VecDeque<AttachmentKey>,
     /// False if there was no store, or a damaged one: then the kernel is asked.
     pub intact: bool,
     /// Lines that did not parse.
@@ -71,6 +77,7 @@ pub struct Found {
 pub struct Journal {
     path: PathBuf,
     file: File,
+    gone: VecDeque<AttachmentKey>,
     /// Lines since it was last rewritten.
     lines: usize,
     /// Bytes of whole lines in the file.
@@ -86,8 +93,10 @@ impl Journal {
     pub fn open(path: &Path) -> Result<(Self, Found), JournalError> {
         let found = read(path)?;
         let rebuilding = !found.intact;
-        let (file, length) = rewrite(path, found.leases.values(), &found.freed, rebuilding)?;
-        Ok((Self { path: path.to_owned(), file, lines: 0, length, rebuilding }, found))
+        let gone = found.gone.clone();
+        let text = text(&gone, found.leases.values(), &found.freed, rebuilding);
+        let (file, length) = rewrite(path, text)?;
+        Ok((Self { path: path.to_owned(), file, gone, lines: 0, length, rebuilding }, found))
     }
 
     /// Every lease is known again.
@@ -108,17 +117,21 @@ impl Journal {
 
     /// Writes down a lease. When this returns `Ok`, it outlives the agent.
     pub fn put(&mut self, lease: &LeaseInfo) -> Result<(), JournalError> {
-        self.append(&Entry::Put(lease.clone()))
+        self.append(&Entry::Put(lease.clone()))?;
+        self.gone.retain(|gone| *gone != lease.key);
+        Ok(())
     }
 
     /// Writes down the end of a lease.
     pub fn del(&mut self, key: &AttachmentKey, at_ms: u64) -> Result<(), JournalError> {
-        self.append(&Entry::Del(Gone { key: key.clone(), at_ms }))
+        self.append(&Entry::Del(Gone { key: key.clone(), at_ms }))?;
+        note_gone(&mut self.gone, key.clone());
+        Ok(())
     }
 
     /// True if the journal is worth rewriting with `live` leases.
     pub fn is_long(&self, live: usize) -> bool {
-        self.lines > live + SLACK
+        self.lines > live + GONE + SLACK
     }
 
     /// Rewrites the journal in short form.
@@ -127,7 +140,8 @@ impl Journal {
         leases: impl Iterator<Item = &'a LeaseInfo>,
         freed: &[(IpAddr, u64)],
     ) -> Result<(), JournalError> {
-        (self.file, self.length) = rewrite(&self.path, leases, freed, self.rebuilding)?;
+        let text = text(&self.gone, leases, freed, self.rebuilding);
+        (self.file, self.length) = rewrite(&self.path, text)?;
         self.lines = 0;
         Ok(())
     }
@@ -163,9 +177,15 @@ impl Journal {
 }
 
 fn line(entry: &Entry) -> io::Result<Vec<u8>> {
-    let mut line = serde_json::to_vec(entry)?;
-    line.push(b'\n');
-    Ok(line)
+    Ok(seal(&serde_json::to_vec(entry)?))
+}
+
+fn note_gone(gone: &mut VecDeque<AttachmentKey>, key: AttachmentKey) {
+    gone.retain(|old| *old != key);
+    gone.push_back(key);
+    if gone.len() > GONE {
+        gone.pop_front();
+    }
 }
 
 fn read(path: &Path) -> Result<Found, JournalError> {
@@ -185,8 +205,9 @@ impl Found {
         let mut found = Self { intact: true, ..Self::default() };
         let mut freed = Freed::default();
         for line in bytes.split(|b| *b == b'\n').filter(|l| !l.is_empty()) {
-            match serde_json::from_slice(line) {
+            match unseal(line).and_then(|json| Ok(serde_json::from_slice(json)?)) {
                 Ok(Entry::Put(lease)) => {
+                    found.gone.retain(|gone| *gone != lease.key);
                     let now = lease.addresses.clone();
                     let before = found.leases.insert(lease.key.clone(), lease);
                     for address in before.into_iter().flat_map(|lease| lease.addresses) {
@@ -199,6 +220,7 @@ impl Found {
                     for address in lease.into_iter().flat_map(|lease| lease.addresses) {
                         freed.add(address, at_ms);
                     }
+                    note_gone(&mut found.gone, key);
                 }
                 Ok(Entry::Freed { address, at_ms }) => freed.add(address, at_ms),
                 Ok(Entry::Rebuilding) => found.intact = false,
@@ -215,11 +237,16 @@ impl Found {
 
 /// The text of a store in short form.
 pub fn text<'a>(
+    gone: &VecDeque<AttachmentKey>,
     leases: impl Iterator<Item = &'a LeaseInfo>,
     freed: &[(IpAddr, u64)],
     rebuilding: bool,
 ) -> io::Result<Vec<u8>> {
     let mut text = if rebuilding { line(&Entry::Rebuilding)? } else { Vec::new() };
+    for key in gone {
+        // What it had is among the freed ones, or in use again.
+        text.extend(line(&Entry::Del(Gone { key: key.clone(), at_ms: 0 }))?);
+    }
     for lease in leases {
         text.extend(line(&Entry::Put(lease.clone()))?);
     }
@@ -256,15 +283,10 @@ impl Freed {
     }
 }
 
-fn rewrite<'a>(
-    path: &Path,
-    leases: impl Iterator<Item = &'a LeaseInfo>,
-    freed: &[(IpAddr, u64)],
-    rebuilding: bool,
-) -> Result<(File, u64), JournalError> {
+fn rewrite(path: &Path, text: io::Result<Vec<u8>>) -> Result<(File, u64), JournalError> {
     let fail = |what| move |source| JournalError { path: path.to_owned(), what, source };
     let fresh = path.with_extension("new");
-    let text = text(leases, freed, rebuilding).map_err(fail("encode"))?;
+    let text = text.map_err(fail("encode"))?;
     let mut file = OpenOptions::new()
         .write(true)
         .create(true)
@@ -418,7 +440,7 @@ mod tests {
         let dir = scratch("compact");
         let path = dir.join("leases.json");
         let (mut journal, _) = Journal::open(&path).unwrap();
-        for _ in 0..SLACK {
+        for _ in 0..(SLACK + GONE) {
             journal.put(&lease("a")).unwrap();
             journal.del(&lease("a").key, 5).unwrap();
         }
@@ -428,6 +450,50 @@ mod tests {
         drop(journal);
         let (_, found) = Journal::open(&path).unwrap();
         assert_eq!(found.leases.len(), 2);
+        fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
+    fn the_last_ends_outlive_a_rewriting() {
+        let dir = scratch("ends");
+        let path = dir.join("leases.json");
+        let (mut journal, _) = Journal::open(&path).unwrap();
+        journal.rebuilt([].iter(), &[]).unwrap();
+        for id in ["a", "b"] {
+            journal.put(&lease(id)).unwrap();
+            journal.del(&lease(id).key, 5).unwrap();
+        }
+        journal.put(&lease("a")).unwrap();
+        for _ in 0..2 {
+            let (_, found) = Journal::open(&path).unwrap();
+            assert!(found.intact);
+            assert_eq!(found.gone, [lease("b").key]);
+            assert_eq!(found.leases.keys().collect::<Vec<_>>(), [&lease("a").key]);
+        }
+        fs::remove_dir_all(dir).unwrap();
+    }
+
+    /// With one digit changed, another address would be somebody's.
+    #[test]
+    fn a_spoilt_byte_is_damage_or_nothing() {
+        let dir = scratch("flip");
+        let path = dir.join("leases.json");
+        let (mut journal, _) = Journal::open(&path).unwrap();
+        journal.rebuilt([].iter(), &[]).unwrap();
+        journal.put(&lease("a")).unwrap();
+        journal.put(&lease("b")).unwrap();
+        let good = fs::read(&path).unwrap();
+        let whole = [lease("a"), lease("b")];
+        for at in 0..good.len() {
+            for bit in 0..8 {
+                let mut bytes = good.clone();
+                bytes[at] ^= 1 << bit;
+                fs::write(&path, bytes).unwrap();
+                let found = read(&path).unwrap();
+                assert!(found.leases.values().all(|l| whole.contains(l)), "byte {at} bit {bit}");
+                assert!(!found.intact || found.leases.len() == 2, "byte {at} bit {bit}");
+            }
+        }
         fs::remove_dir_all(dir).unwrap();
     }
 }

@@ -44,14 +44,11 @@ impl Store {
     /// Reads it; a damaged one is as good as none.
     pub fn open(state_dir: &Path) -> Self {
         let path = state_dir.join(FILE);
-        let cache = match std::fs::read(&path) {
-            Ok(bytes) => serde_json::from_slice(&bytes).unwrap_or_else(|e| {
-                tracing::warn!("{}: {e}; the API server is asked again", path.display());
-                Cache::default()
-            }),
-            Err(_) => Cache::default(),
-        };
-        Self { path, cache }
+        let cache = files::read_json(&path).unwrap_or_else(|e| {
+            tracing::warn!("{}: {e}; the API server is asked again", path.display());
+            None
+        });
+        Self { path, cache: cache.unwrap_or_default() }
     }
 
     /// What it holds.

@@ -57,7 +57,10 @@ pub(super) async fn run(state: Arc<State>, mut inputs: mpsc::Receiver<Input>) {
                 .iter()
                 .filter(|(node, l)| **l == Liveness::Dead && before.get(node) != Some(l))
                 .map(|(node, _)| *node);
-            died.for_each(|node| check_dead(&state, node));
+            for node in died {
+                state.count("member_dead");
+                check_dead(&state, node);
+            }
             state.refresh_view();
         }
     }

@@ -119,6 +119,11 @@ impl Ledger {
         Ok(outcome)
     }
 
+    /// The newest session in which a node asked for anything.
+    pub fn session_of(&self, node: NodeId) -> Option<u64> {
+        self.requests.windows.get(&node).map(|window| window.session)
+    }
+
     /// Cluster and position.
     pub fn head(&self) -> LedgerHead {
         LedgerHead { cluster: self.cluster, index: self.index }

@@ -167,6 +167,9 @@ impl Db {
         let step = || -> Result<T, redb::Error> {
             let mut txn = self.db.begin_write()?;
             txn.set_durability(durability)?;
+            // With one phase, a newest commit that does not verify counts as torn, and the one
+            // before it as the truth: a spoilt byte would take back a vote.
+            txn.set_two_phase_commit(true);
             let out = change(&txn)?;
             txn.commit()?;
             Ok(out)
@@ -350,7 +353,8 @@ fn create(state_dir: &Path, path: &Path, me: NodeId) -> Result<(), StoreError> {
     let step = || -> Result<(), redb::Error> {
         let db = Database::create(&fresh)?;
         crate::files::make_private(&fresh)?;
-        let txn = db.begin_write()?;
+        let mut txn = db.begin_write()?;
+        txn.set_two_phase_commit(true);
         txn.open_table(META)?.insert(OWNER, owner.as_slice())?;
         txn.open_table(LOG)?;
         txn.open_table(TAIL)?;

@@ -132,6 +132,44 @@ fn flipped_bits_never_panic() {
     }
 }
 
+/// A file as `kill -9` leaves it: open, and with several commits in it. Whatever byte is
+/// spoilt, the store is what it was or refuses by name; never an earlier state of itself.
+#[test]
+fn a_spoilt_byte_never_brings_back_the_past() {
+    let (dir, spoilt) = (TempDir::new(), TempDir::new());
+    let vote = Vote::new(9, RaftId([1; 16]));
+    let good = {
+        let db = Db::open(&dir.0, ME).unwrap();
+        for round in 1..=4 {
+            db.save_tail(round, &[found()], 0, None).unwrap();
+            db.put_meta(VOTE, &Vote::new(round, RaftId([1; 16])), Durability::Immediate).unwrap();
+        }
+        db.put_meta(VOTE, &vote, Durability::Immediate).unwrap();
+        std::fs::read(dir.0.join(FILE)).unwrap()
+    };
+    let path = spoilt.0.join(FILE);
+    let (mut past, mut refused, mut same) = (Vec::new(), 0, 0);
+    // All of the header, and some of the rest; most of a young file is empty space.
+    let used: Vec<usize> = (512..good.len()).filter(|at| good[*at] != 0).collect();
+    let some = used.iter().step_by(used.len().div_ceil(150)).copied();
+    // Byte 9 says which of two commits is the last one; nothing in the file could contradict it.
+    for at in (0..320).filter(|at| *at != 9).chain(some) {
+        let mut bytes = good.clone();
+        bytes[at] ^= if at % 2 == 0 { 0x01 } else { 0x80 };
+        std::fs::write(&path, &bytes).unwrap();
+        let read = Db::open(&spoilt.0, ME)
+            .and_then(|db| Ok((db.load_replica()?.tail.len(), db.get_meta::<Vote>(VOTE)?)));
+        match read {
+            Ok(found) if found == (4, Some(vote)) => same += 1,
+            Ok(found) => past.push((at, found)),
+            Err(StoreError::Damaged { .. } | StoreError::Io { .. }) => refused += 1,
+            Err(e) => panic!("byte {at}: {e}"),
+        }
+    }
+    println!("{same} unharmed, {refused} refused");
+    assert!(past.is_empty(), "{} of them: {:?}", past.len(), &past[..past.len().min(9)]);
+}
+
 #[tokio::test]
 async fn the_log_appends_truncates_purges_and_survives() {
     use openraft::storage::{RaftLogStorage, RaftLogStorageExt};

@@ -1,6 +1,6 @@
 //! What the agent itself has written, and a disk or somebody's hand has changed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::IpAddr;
 
 use serde::Serialize;
@@ -26,9 +26,10 @@ fn lease(id: &str) -> LeaseInfo {
 
 pub(super) fn journals() -> Vec<Vec<u8>> {
     let leases = [lease("a"), lease("b")];
+    let gone = VecDeque::from([lease("c").key]);
     let freed = [([10, 32, 0, 9].into(), 5)];
-    let mut whole = text(leases.iter(), &freed, false).unwrap_or_default();
-    let rebuilding = text(leases.iter(), &[], true).unwrap_or_default();
+    let mut whole = text(&gone, leases.iter(), &freed, false).unwrap_or_default();
+    let rebuilding = text(&gone, leases.iter(), &[], true).unwrap_or_default();
     whole.extend(b"{\"del\":{\"container_id\":\"a\",\"ifname\":\"eth0\"}}\n");
     vec![whole, rebuilding]
 }
@@ -42,14 +43,15 @@ pub(super) fn journal(bytes: &[u8]) {
     for (key, lease) in &found.leases {
         assert_eq!(key, &lease.key);
     }
-    let short = text(found.leases.values(), &found.freed, false).unwrap_or_default();
+    let short = text(&found.gone, found.leases.values(), &found.freed, false).unwrap_or_default();
     let again = Found::parse(&short);
     assert!(again.intact && again.leases == found.leases && again.freed == found.freed);
+    assert_eq!(again.gone, found.gone);
     // A lease after a damaged line is not lost.
     let mut more = bytes.to_vec();
     more.extend(b"\n{\n");
     let last = lease("the last");
-    more.extend(text(std::iter::once(&last), &[], false).unwrap_or_default());
+    more.extend(text(&VecDeque::new(), std::iter::once(&last), &[], false).unwrap_or_default());
     let more = Found::parse(&more);
     assert!(!more.intact && more.leases.get(&last.key) == Some(&last));
 }

@@ -1,0 +1,11 @@
+//! What happens to real machines, done on purpose to real agents: each test says what was
+//! broken, what held, and how long the repair took (see `docs/faults.md`).
+
+mod clock;
+mod common;
+mod fight;
+mod files;
+mod frozen;
+mod links;
+mod moved;
+mod power;
