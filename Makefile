@@ -4,6 +4,7 @@
 #   make e2e                      the manifest on a real Kubernetes (root or sudo)
 #   make bench                    ADD and DEL against bridge + host-local
 #   make bench-policy             what 10,000 policies over 10,000 pods cost
+#   make fuzz TARGET=wire SECONDS=60   a fuzz target, led by coverage; TARGET=all for all
 #   make image                    the container image, in target/image
 #   make verify                   format, lint, licences; changes nothing
 SHELL := bash
@@ -21,7 +22,7 @@ SUDO := sudo -E
 export CARGO_TARGET_$(shell echo $(TRIPLE) | tr a-z- A-Z_)_RUNNER := sudo -E
 endif
 
-.PHONY: build lab test e2e bench bench-policy image fmt lint deny verify clean-lab
+.PHONY: build lab test e2e bench bench-policy fuzz image fmt lint deny verify clean-lab
 
 build:
 	@bash tests/setup.sh build
@@ -61,6 +62,12 @@ bench-policy:
 	@$(MAKE) --no-print-directory build
 	$(BIN)/bench_policy
 	$(SUDO) $(BIN)/bench_policy_packets
+
+# Bash counts in SECONDS, so make's own name for it stays out of the environment.
+fuzz: TARGET ?= all
+fuzz:
+	@bash tests/setup.sh fuzz
+	@bash tests/fuzz/run.sh $(TARGET) $(or $(SECONDS),60)
 
 image:
 	@bash tests/setup.sh build

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what lab and tests need and this machine (Debian, Ubuntu) lacks.
 # Asks nothing; installs nothing if nothing is missing.
-# usage: setup.sh build|lab|test
+# usage: setup.sh build|lab|test|fuzz
 set -euo pipefail
 what=${1:-test}
 
@@ -24,7 +24,8 @@ fi
 need gcc gcc
 # The static C library; every libc6-dev has it, but not every gcc has libc6-dev.
 [ "$(gcc -print-file-name=libc.a 2>/dev/null || echo libc.a)" = libc.a ] && missing+=(libc6-dev)
-if [ "$what" != build ]; then
+[ "$what" != fuzz ] || need g++ g++
+if [ "$what" = lab ] || [ "$what" = test ]; then
     need iproute2 ip
     need nftables nft
     need iputils-ping ping

@@ -133,7 +133,7 @@ enum Framing {
 }
 
 /// The answer in `buffer`, if it is complete (`closed`: nothing more will come).
-fn parse(buffer: &[u8], closed: bool) -> Result<Option<Response>, HttpError> {
+pub(crate) fn parse(buffer: &[u8], closed: bool) -> Result<Option<Response>, HttpError> {
     let Some(end) = buffer.windows(4).position(|w| w == b"\r\n\r\n") else {
         if closed || buffer.len() > MAX_HEAD {
             return Err(HttpError::Malformed("it has no head"));

@@ -43,6 +43,40 @@ fn freed_addresses_come_back_last_and_oldest_first() {
 }
 
 #[test]
+fn what_an_earlier_life_freed_comes_back_last() {
+    let mut before = table(&["10.0.0.0/24"], &["10.0.0.0/29"]);
+    for n in 1..=3 {
+        before.allocate(&key(n), false, None, 0).unwrap();
+    }
+    before.release(&key(2), 10);
+    before.release(&key(1), 20);
+    let freed = before.freed();
+    assert_eq!(freed, [(ip("10.0.0.2"), 10), (ip("10.0.0.1"), 20)]);
+
+    let mut t = LeaseTable::new(100);
+    for (address, at_ms) in &freed {
+        t.remember_freed(*address, *at_ms);
+    }
+    t.adopt(&key(3), ip("10.0.0.3")).unwrap();
+    // Whether they are still own is not known yet: nothing is given out.
+    assert_eq!(t.allocate(&key(4), false, None, 30), Err(AllocError::Full));
+    assert_eq!(t.freed(), freed);
+    t.set_blocks(&nets(&["10.0.0.0/24"]), &nets(&["10.0.0.0/29"]));
+    assert_eq!((t.free(false), t.ready(false, 109)), (6, 4));
+    let order: Vec<_> = (4..=9).map(|n| t.allocate(&key(n), false, None, 30).unwrap()).collect();
+    let want = ["10.0.0.4", "10.0.0.5", "10.0.0.6", "10.0.0.7", "10.0.0.2", "10.0.0.1"];
+    assert_eq!(order, want.map(ip));
+    assert_eq!(t.freed(), []);
+
+    // What has gone to another node in the meantime is none of ours.
+    let mut t = LeaseTable::new(100);
+    t.remember_freed(ip("10.0.0.2"), 10);
+    t.set_blocks(&nets(&["10.0.0.0/24"]), &nets(&["10.0.0.8/29"]));
+    assert_eq!(t.freed(), []);
+    assert_eq!(t.allocate(&key(1), false, None, 30), Ok(ip("10.0.0.8")));
+}
+
+#[test]
 fn a_clock_that_jumps_back_keeps_the_order() {
     let mut t = table(&["10.0.0.0/24"], &["10.0.0.8/31"]);
     for n in [1, 2] {

@@ -298,3 +298,17 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_delta_of_empty_entries_does_not_fill_the_memory() {
+    // No cluster, first entry 0, four million entries of one byte each.
+    let mut payload = vec![0, 0, 252];
+    payload.extend(4_000_000_u32.to_le_bytes());
+    payload.resize(payload.len() + 4_000_000, 0);
+    let frame = Frame { kind: 32, version: 1, payload };
+    let error = frame.decode::<LedgerDelta>().unwrap_err();
+    assert!(error.to_string().contains("65536 entries"), "{error}");
+    let entries = vec![None; LedgerDelta::MOST];
+    let most = LedgerDelta { cluster: None, first: 1, entries };
+    assert_eq!(Frame::new(&most).unwrap().decode::<LedgerDelta>(), Ok(most));
+}

@@ -17,6 +17,8 @@ use crate::node::Node;
 use crate::pod::Pod;
 use crate::{binaries, manifest, wait_until};
 
+/// Cluster key of every cluster, unless told otherwise.
+pub const KEY: &str = "a key for tests only";
 /// How long agents may take until ready.
 pub const READY: Duration = Duration::from_secs(30);
 /// How long an overlay path may take to work after its last cause.
@@ -55,7 +57,7 @@ impl Cluster {
             nodes: 3,
             peers: None,
             range: "10.32.0.0/12".to_owned(),
-            env: vec![("PASSWORD".to_owned(), "a key for tests only".to_owned())],
+            env: vec![("PASSWORD".to_owned(), KEY.to_owned())],
             node_env: BTreeMap::new(),
             start: true,
             wait: true,

@@ -12,6 +12,7 @@ pub mod conditions;
 pub mod dice;
 pub mod kubernetes;
 pub mod manifest;
+pub mod middle;
 pub mod node;
 pub mod pinger;
 pub mod pod;

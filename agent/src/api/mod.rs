@@ -2,6 +2,8 @@
 
 mod answer;
 pub mod backend;
+#[doc(hidden)]
+pub mod fuzzing;
 mod guard;
 mod policy;
 mod probes;

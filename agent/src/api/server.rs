@@ -8,7 +8,8 @@ use axum::Router;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
@@ -105,6 +106,7 @@ async fn listen(
             stats.refused("connections");
             continue;
         };
+        let _ = stream.set_nodelay(true);
         let work = connection(stream, router.clone(), limits, stopping.clone());
         let stats = Arc::clone(&stats);
         connections.spawn(async move {
@@ -136,13 +138,12 @@ impl Drop for Open<'_> {
     }
 }
 
-async fn connection(
-    stream: TcpStream,
+pub(super) async fn connection(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
     router: Router,
     limits: Limits,
     mut stopping: watch::Receiver<bool>,
 ) {
-    let _ = stream.set_nodelay(true);
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(limits.header_timeout)

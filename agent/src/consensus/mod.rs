@@ -15,6 +15,8 @@ mod driver;
 mod error;
 mod founder;
 mod founding;
+#[doc(hidden)]
+pub mod fuzzing;
 mod handle;
 mod network;
 mod propose;

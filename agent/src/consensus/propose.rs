@@ -183,11 +183,23 @@ impl Core {
     }
 
     /// Serves a proposal of another node: writes it, or passes it on.
-    pub(crate) async fn on_propose(&self, message: Propose) -> Result<ProposeReply, Failure> {
+    pub(crate) async fn on_propose(
+        &self,
+        from: NodeId,
+        message: Propose,
+    ) -> Result<ProposeReply, Failure> {
         let no_leader = |why: String| failure(Failure::NO_LEADER, why);
         let Some(running) = self.running() else {
             return Err(no_leader("this node is not a voter".to_owned()));
         };
+        if !may_ask(from, &message) && !(message.hops > 1 && self.is_seated(&running, from)) {
+            let name = self.net.view().name_of(from);
+            tracing::warn!(%from, "refused: {name} proposes in the name of another node");
+            return Err(failure(
+                Failure::BAD_REQUEST,
+                format!("{name} proposes in the name of another node; a node asks for itself only"),
+            ));
+        }
         if running.leads() {
             return self
                 .write(&running, message.request, message.op, ONE_TRY)
@@ -204,6 +216,13 @@ impl Core {
         };
         let onward = Propose { hops: message.hops + 1, ..message };
         self.ask(leader, &onward, ONE_TRY).await.map_err(no_leader)
+    }
+
+    /// True if this node has a seat, so that what others asked may come through it.
+    fn is_seated(&self, running: &Running, node: NodeId) -> bool {
+        let metrics = running.metrics();
+        let membership = metrics.membership_config.membership();
+        membership.nodes().any(|(id, seat)| self.seats.holder(*id, seat) == Some(node))
     }
 
     /// Why nothing can be committed, as far as known here.
@@ -231,8 +250,54 @@ impl Core {
     }
 }
 
+/// True if the one who asks may ask this: members act for themselves, in requests of
+/// their own. To remove a node, or to add a range, is for any member; to found is for
+/// nobody from outside.
+fn may_ask(from: NodeId, message: &Propose) -> bool {
+    let subject = match &message.op {
+        Op::Join { node, .. }
+        | Op::Acquire { node, .. }
+        | Op::Claim { node, .. }
+        | Op::Release { node, .. } => *node,
+        Op::Transfer { from, .. } => *from,
+        Op::Evict { .. } | Op::Grow { .. } => from,
+        Op::Found { .. } => return false,
+    };
+    subject == from && message.request.node == from
+}
+
 fn now_ms() -> u64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_asks_for_itself_only() {
+        let (me, other) = (NodeId([1; 16]), NodeId([2; 16]));
+        let ask = |node, op| {
+            may_ask(me, &Propose { request: RequestId { node, session: 1, seq: 1 }, op, hops: 1 })
+        };
+        let prefix: ipnet::IpNet = "10.32.0.0/26".parse().unwrap();
+        let ops = |node| {
+            let (name, address) = ("n".to_owned(), prefix.addr());
+            [
+                Op::Join { node, name, ranges: vec![], replace: false },
+                Op::Acquire { node, ipv6: false, count: 1 },
+                Op::Claim { node, address },
+                Op::Release { node, prefixes: vec![prefix] },
+                Op::Transfer { from: node, to: other, prefix },
+            ]
+        };
+        assert!(ops(me).into_iter().all(|op| ask(me, op)));
+        assert!(!ops(other).into_iter().any(|op| ask(me, op)), "blocks of another");
+        assert!(!ops(me).into_iter().any(|op| ask(other, op)), "requests of another");
+        assert!(ask(me, Op::Evict { node: other }) && ask(me, Op::Grow { range: prefix }));
+        let (cluster, ranges) = (weft_proto::id::ClusterId([7; 16]), vec![prefix]);
+        assert!(!ask(me, Op::Found { cluster, ranges, quarantine_ms: 1 }));
+    }
 }

@@ -52,7 +52,7 @@ impl Service for ConsensusService {
                 }
                 Propose::KIND => {
                     let message = frame.decode().map_err(|e| bad(&e))?;
-                    reply(&core.on_propose(message).await?)
+                    reply(&core.on_propose(from, message).await?)
                 }
                 kind => Err(failure(
                     Failure::UNKNOWN_KIND,

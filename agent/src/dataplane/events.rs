@@ -83,14 +83,14 @@ impl Events {
     }
 }
 
-fn nft_matters(kind: u16, payload: &[u8], table: &str) -> bool {
+pub(super) fn nft_matters(kind: u16, payload: &[u8], table: &str) -> bool {
     // Every kind of nftables message names its table in attribute 1, except
     // the closing "new generation", where it is a number.
     (table == NFT_TABLE && forward::matters(kind & 0xff, payload))
         || payload.get(4..).and_then(|body| attr(body, 1)).map(text).as_deref() == Some(table)
 }
 
-fn route_matters(kind: u16, payload: &[u8], devices: &[u32], ranges: &[IpNet]) -> bool {
+pub(super) fn route_matters(kind: u16, payload: &[u8], devices: &[u32], ranges: &[IpNet]) -> bool {
     let of_device = |at| u32_at(payload, at).is_some_and(|index| devices.contains(&index));
     match kind {
         16 | 17 => {

@@ -90,7 +90,7 @@ fn get(socket: &UdpSocket, what: libc::c_int, into: &mut [u8]) -> std::io::Resul
 }
 
 /// The policy drops, and no entry of the table names our devices.
-fn drops(entries: &[u8], policy: usize) -> bool {
+pub(super) fn drops(entries: &[u8], policy: usize) -> bool {
     let verdict = || {
         let target = usize::from(u16_at(entries, policy + 88)?);
         let verdict = entries.get(policy + target + 32..)?.get(..4)?;

@@ -17,6 +17,8 @@ mod driver;
 pub(crate) mod events;
 pub mod facts;
 mod fights;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod handle;
 mod inet;
 pub mod intent;
@@ -28,9 +30,9 @@ mod observe;
 pub mod plan;
 mod reaper;
 mod sysctl;
-pub(crate) mod thread;
 #[cfg(test)]
 pub(crate) mod tests;
+pub(crate) mod thread;
 
 use std::net::IpAddr;
 

@@ -77,7 +77,7 @@ pub(crate) fn links(route: &mut Requests) -> Result<BTreeMap<String, Link>, Refu
     Ok(found.into_iter().map(named).collect())
 }
 
-fn parse_link(payload: &[u8]) -> Option<(String, Option<u32>, Link)> {
+pub(super) fn parse_link(payload: &[u8]) -> Option<(String, Option<u32>, Link)> {
     let index = u32_at(payload, 4)?;
     let up = u32_at(payload, 8)? & 1 != 0;
     let mut name = None;
@@ -167,7 +167,7 @@ fn neighbours(
     Ok(())
 }
 
-fn parse_neigh<'a>(
+pub(super) fn parse_neigh<'a>(
     payload: &[u8],
     names: &BTreeMap<u32, &'a str>,
 ) -> Option<(&'a str, u16, Option<IpAddr>, Mac)> {
@@ -202,7 +202,7 @@ fn nexthops(
     )
 }
 
-fn parse_nexthop(payload: &[u8], names: &BTreeMap<u32, &str>) -> Option<Nexthop> {
+pub(super) fn parse_nexthop(payload: &[u8], names: &BTreeMap<u32, &str>) -> Option<Nexthop> {
     let ipv6 = *payload.first()? == AF_INET6;
     let body = payload.get(8..)?;
     let dev = *names.get(&u32_at(attr(body, 5)?, 0)?)?;

@@ -4,10 +4,13 @@
 //! the namespaces the leases belong to, so there is no fsync: a written line
 //! survives every death of the agent. One JSON object a line, with its checksum;
 //! the journal is rewritten in short form at start and whenever it has grown long.
+//! Addresses given back stay in it with their time: an agent that starts anew must
+//! not take them for never used, and hand out at once what others may still send to.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
+use std::net::IpAddr;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -28,11 +31,21 @@ enum Entry {
     /// A lease as it now is (replaces an earlier line of the same key).
     Put(LeaseInfo),
     /// Given back.
-    Del(AttachmentKey),
+    Del(Gone),
+    /// A free address that was used before.
+    Freed { address: IpAddr, at_ms: u64 },
     /// What follows is not everything: leases are being rebuilt from the
     /// kernel. Without it, an agent that died half way through would take its
     /// own fresh store for a whole one, and give addresses in use away.
     Rebuilding,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Gone {
+    #[serde(flatten)]
+    key: AttachmentKey,
+    #[serde(default)]
+    at_ms: u64,
 }
 
 /// The store could not be read or written.
@@ -55,6 +68,8 @@ pub struct Found {
     pub intact: bool,
     /// Lines that did not parse.
     pub damaged: usize,
+    /// Addresses given back and not used since, with the time, longest ago first.
+    pub freed: Vec<(IpAddr, u64)>,
 }
 
 /// The open journal.
@@ -63,6 +78,7 @@ pub struct Journal {
     path: PathBuf,
     file: File,
     gone: VecDeque<AttachmentKey>,
+    /// Lines since it was last rewritten.
     lines: usize,
     /// Bytes of whole lines in the file.
     length: u64,
@@ -78,18 +94,19 @@ impl Journal {
         let found = read(path)?;
         let rebuilding = !found.intact;
         let gone = found.gone.clone();
-        let (file, length) = rewrite(path, &gone, found.leases.values(), rebuilding)?;
-        let lines = gone.len() + found.leases.len();
-        Ok((Self { path: path.to_owned(), file, gone, lines, length, rebuilding }, found))
+        let text = text(&gone, found.leases.values(), &found.freed, rebuilding);
+        let (file, length) = rewrite(path, text)?;
+        Ok((Self { path: path.to_owned(), file, gone, lines: 0, length, rebuilding }, found))
     }
 
     /// Every lease is known again.
     pub fn rebuilt<'a>(
         &mut self,
-        leases: impl ExactSizeIterator<Item = &'a LeaseInfo>,
+        leases: impl Iterator<Item = &'a LeaseInfo>,
+        freed: &[(IpAddr, u64)],
     ) -> Result<(), JournalError> {
         let before = std::mem::replace(&mut self.rebuilding, false);
-        self.compact(leases).inspect_err(|_| self.rebuilding = before)
+        self.compact(leases, freed).inspect_err(|_| self.rebuilding = before)
     }
 
     /// True if the file is no longer the one at its path: what is written into
@@ -106,8 +123,8 @@ impl Journal {
     }
 
     /// Writes down the end of a lease.
-    pub fn del(&mut self, key: &AttachmentKey) -> Result<(), JournalError> {
-        self.append(&Entry::Del(key.clone()))?;
+    pub fn del(&mut self, key: &AttachmentKey, at_ms: u64) -> Result<(), JournalError> {
+        self.append(&Entry::Del(Gone { key: key.clone(), at_ms }))?;
         note_gone(&mut self.gone, key.clone());
         Ok(())
     }
@@ -120,10 +137,12 @@ impl Journal {
     /// Rewrites the journal in short form.
     pub fn compact<'a>(
         &mut self,
-        leases: impl ExactSizeIterator<Item = &'a LeaseInfo>,
+        leases: impl Iterator<Item = &'a LeaseInfo>,
+        freed: &[(IpAddr, u64)],
     ) -> Result<(), JournalError> {
-        self.lines = self.gone.len() + leases.len();
-        (self.file, self.length) = rewrite(&self.path, &self.gone, leases, self.rebuilding)?;
+        let text = text(&self.gone, leases, freed, self.rebuilding);
+        (self.file, self.length) = rewrite(&self.path, text)?;
+        self.lines = 0;
         Ok(())
     }
 
@@ -177,45 +196,97 @@ fn read(path: &Path) -> Result<Found, JournalError> {
             return Err(JournalError { path: path.to_owned(), what: "read", source });
         }
     };
-    let mut found = Found { intact: true, ..Found::default() };
-    for line in bytes.split(|b| *b == b'\n').filter(|l| !l.is_empty()) {
-        match unseal(line).and_then(|json| Ok(serde_json::from_slice(json)?)) {
-            Ok(Entry::Put(lease)) => {
-                found.gone.retain(|gone| *gone != lease.key);
-                found.leases.insert(lease.key.clone(), lease);
-            }
-            Ok(Entry::Del(key)) => {
-                found.leases.remove(&key);
-                note_gone(&mut found.gone, key);
-            }
-            Ok(Entry::Rebuilding) => found.intact = false,
-            Err(_) => {
-                found.damaged += 1;
-                found.intact = false;
-            }
-        }
-    }
-    Ok(found)
+    Ok(Found::parse(&bytes))
 }
 
-fn rewrite<'a>(
-    path: &Path,
+impl Found {
+    /// Reads the text of a store. A line that does not parse spoils no other.
+    pub fn parse(bytes: &[u8]) -> Self {
+        let mut found = Self { intact: true, ..Self::default() };
+        let mut freed = Freed::default();
+        for line in bytes.split(|b| *b == b'\n').filter(|l| !l.is_empty()) {
+            match unseal(line).and_then(|json| Ok(serde_json::from_slice(json)?)) {
+                Ok(Entry::Put(lease)) => {
+                    found.gone.retain(|gone| *gone != lease.key);
+                    let now = lease.addresses.clone();
+                    let before = found.leases.insert(lease.key.clone(), lease);
+                    for address in before.into_iter().flat_map(|lease| lease.addresses) {
+                        freed.add(address, 0);
+                    }
+                    now.iter().for_each(|address| freed.used(address));
+                }
+                Ok(Entry::Del(Gone { key, at_ms })) => {
+                    let lease = found.leases.remove(&key);
+                    for address in lease.into_iter().flat_map(|lease| lease.addresses) {
+                        freed.add(address, at_ms);
+                    }
+                    note_gone(&mut found.gone, key);
+                }
+                Ok(Entry::Freed { address, at_ms }) => freed.add(address, at_ms),
+                Ok(Entry::Rebuilding) => found.intact = false,
+                Err(_) => {
+                    found.damaged += 1;
+                    found.intact = false;
+                }
+            }
+        }
+        found.freed = freed.in_order();
+        found
+    }
+}
+
+/// The text of a store in short form.
+pub fn text<'a>(
     gone: &VecDeque<AttachmentKey>,
     leases: impl Iterator<Item = &'a LeaseInfo>,
+    freed: &[(IpAddr, u64)],
     rebuilding: bool,
-) -> Result<(File, u64), JournalError> {
-    let fail = |what| move |source| JournalError { path: path.to_owned(), what, source };
-    let fresh = path.with_extension("new");
-    let mut text = Vec::new();
-    if rebuilding {
-        text.extend(line(&Entry::Rebuilding).map_err(fail("encode"))?);
-    }
+) -> io::Result<Vec<u8>> {
+    let mut text = if rebuilding { line(&Entry::Rebuilding)? } else { Vec::new() };
     for key in gone {
-        text.extend(line(&Entry::Del(key.clone())).map_err(fail("encode"))?);
+        // What it had is among the freed ones, or in use again.
+        text.extend(line(&Entry::Del(Gone { key: key.clone(), at_ms: 0 }))?);
     }
     for lease in leases {
-        text.extend(line(&Entry::Put(lease.clone())).map_err(fail("encode"))?);
+        text.extend(line(&Entry::Put(lease.clone()))?);
     }
+    for (address, at_ms) in freed {
+        text.extend(line(&Entry::Freed { address: *address, at_ms: *at_ms })?);
+    }
+    Ok(text)
+}
+
+/// What of the addresses in a journal is free, in the order of freeing.
+#[derive(Default)]
+struct Freed {
+    at: BTreeMap<IpAddr, (usize, u64)>,
+    order: usize,
+    latest_ms: u64,
+}
+
+impl Freed {
+    /// No earlier than what was freed before it, whatever the clock said.
+    fn add(&mut self, address: IpAddr, at_ms: u64) {
+        self.latest_ms = self.latest_ms.max(at_ms);
+        self.order += 1;
+        self.at.insert(address, (self.order, self.latest_ms));
+    }
+
+    fn used(&mut self, address: &IpAddr) {
+        self.at.remove(address);
+    }
+
+    fn in_order(self) -> Vec<(IpAddr, u64)> {
+        let mut all: Vec<_> = self.at.into_iter().collect();
+        all.sort_unstable_by_key(|(_, (order, _))| *order);
+        all.into_iter().map(|(address, (_, at_ms))| (address, at_ms)).collect()
+    }
+}
+
+fn rewrite(path: &Path, text: io::Result<Vec<u8>>) -> Result<(File, u64), JournalError> {
+    let fail = |what| move |source| JournalError { path: path.to_owned(), what, source };
+    let fresh = path.with_extension("new");
+    let text = text.map_err(fail("encode"))?;
     let mut file = OpenOptions::new()
         .write(true)
         .create(true)
@@ -257,10 +328,10 @@ mod tests {
         let path = dir.join("leases.json");
         let (mut journal, found) = Journal::open(&path).unwrap();
         assert!(!found.intact && found.leases.is_empty());
-        journal.rebuilt([].iter()).unwrap();
+        journal.rebuilt([].iter(), &[]).unwrap();
         journal.put(&lease("a")).unwrap();
         journal.put(&lease("b")).unwrap();
-        journal.del(&lease("a").key).unwrap();
+        journal.del(&lease("a").key, 5).unwrap();
         drop(journal);
         let (_, found) = Journal::open(&path).unwrap();
         assert!(found.intact);
@@ -284,11 +355,11 @@ mod tests {
         // A crash before the kernel was asked: the store must not look whole.
         let (mut journal, found) = Journal::open(&path).unwrap();
         assert_eq!((found.intact, found.damaged, found.leases.len()), (false, 0, 1));
-        journal.compact([&lease("a")].into_iter()).unwrap();
+        journal.compact([&lease("a")].into_iter(), &[]).unwrap();
         drop(journal);
         let (mut journal, found) = Journal::open(&path).unwrap();
         assert!(!found.intact);
-        journal.rebuilt([&lease("a")].into_iter()).unwrap();
+        journal.rebuilt([&lease("a")].into_iter(), &[]).unwrap();
         drop(journal);
         let (_, found) = Journal::open(&path).unwrap();
         assert_eq!((found.intact, found.leases.len()), (true, 1));
@@ -300,7 +371,7 @@ mod tests {
         let dir = scratch("spoil");
         let path = dir.join("leases.json");
         let (mut journal, _) = Journal::open(&path).unwrap();
-        journal.rebuilt([].iter()).unwrap();
+        journal.rebuilt([].iter(), &[]).unwrap();
         journal.put(&lease("a")).unwrap();
         // Half a line got out before the disk was full, and could not be cut off.
         journal.file.write_all_at(b"{\"put\":{\"contai", journal.length).unwrap();
@@ -327,16 +398,54 @@ mod tests {
     }
 
     #[test]
+    fn remembers_what_was_freed() {
+        let dir = scratch("freed");
+        let path = dir.join("leases.json");
+        let with = |id: &str, address: &str| LeaseInfo {
+            addresses: vec![address.parse().unwrap()],
+            ..lease(id)
+        };
+        let (a, b, c) = (with("a", "10.32.0.2"), with("b", "10.32.0.3"), with("c", "10.32.0.2"));
+        let (mut journal, _) = Journal::open(&path).unwrap();
+        journal.rebuilt([].iter(), &[]).unwrap();
+        for lease in [&a, &b] {
+            journal.put(lease).unwrap();
+        }
+        journal.del(&b.key, 100).unwrap();
+        // The clock was set back; the order stays.
+        journal.del(&a.key, 70).unwrap();
+        drop(journal);
+        let freed = vec![(b.addresses[0], 100), (a.addresses[0], 100)];
+        for _ in 0..2 {
+            let (_, found) = Journal::open(&path).unwrap();
+            assert_eq!((found.intact, &found.freed), (true, &freed));
+        }
+        let (mut journal, _) = Journal::open(&path).unwrap();
+        journal.put(&c).unwrap();
+        drop(journal);
+        let (_, found) = Journal::open(&path).unwrap();
+        assert_eq!(found.freed, [(b.addresses[0], 100)]);
+        // As written by an agent that did not note the time.
+        let old = b"{\"del\":{\"container_id\":\"c\",\"ifname\":\"eth0\"}}\n";
+        let mut text = fs::read(&path).unwrap();
+        text.extend_from_slice(old);
+        fs::write(&path, text).unwrap();
+        let (_, found) = Journal::open(&path).unwrap();
+        assert_eq!(found.freed, [(b.addresses[0], 100), (c.addresses[0], 100)]);
+        fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
     fn compacts() {
         let dir = scratch("compact");
         let path = dir.join("leases.json");
         let (mut journal, _) = Journal::open(&path).unwrap();
         for _ in 0..(SLACK + GONE) {
             journal.put(&lease("a")).unwrap();
-            journal.del(&lease("a").key).unwrap();
+            journal.del(&lease("a").key, 5).unwrap();
         }
         assert!(journal.is_long(1));
-        journal.compact([&lease("b")].into_iter()).unwrap();
+        journal.compact([&lease("b")].into_iter(), &[]).unwrap();
         journal.put(&lease("c")).unwrap();
         drop(journal);
         let (_, found) = Journal::open(&path).unwrap();
@@ -349,10 +458,10 @@ mod tests {
         let dir = scratch("ends");
         let path = dir.join("leases.json");
         let (mut journal, _) = Journal::open(&path).unwrap();
-        journal.rebuilt([].iter()).unwrap();
+        journal.rebuilt([].iter(), &[]).unwrap();
         for id in ["a", "b"] {
             journal.put(&lease(id)).unwrap();
-            journal.del(&lease(id).key).unwrap();
+            journal.del(&lease(id).key, 5).unwrap();
         }
         journal.put(&lease("a")).unwrap();
         for _ in 0..2 {
@@ -370,7 +479,7 @@ mod tests {
         let dir = scratch("flip");
         let path = dir.join("leases.json");
         let (mut journal, _) = Journal::open(&path).unwrap();
-        journal.rebuilt([].iter()).unwrap();
+        journal.rebuilt([].iter(), &[]).unwrap();
         journal.put(&lease("a")).unwrap();
         journal.put(&lease("b")).unwrap();
         let good = fs::read(&path).unwrap();

@@ -253,7 +253,7 @@ impl IpamService {
 
     fn tidy(&self, state: &mut State) {
         if state.journal.is_long(state.leases.len())
-            && let Err(e) = state.journal.compact(state.leases.values())
+            && let Err(e) = state.journal.compact(state.leases.values(), &state.table.freed())
         {
             tracing::warn!("{e}");
         }
@@ -337,11 +337,12 @@ impl IpamService {
         if state.table.addresses(key).is_empty() && !state.leases.contains_key(key) {
             return Ok(Vec::new());
         }
+        let now = now_ms();
         state
             .secure()
-            .and_then(|journal| journal.del(key))
+            .and_then(|journal| journal.del(key, now))
             .map_err(|e| BackendError::Internal(e.to_string()))?;
-        let freed = state.table.release(key, now_ms());
+        let freed = state.table.release(key, now);
         state.leases.remove(key);
         state.asked.remove(key);
         self.tidy(state);

@@ -144,7 +144,7 @@ impl State {
     /// no lease goes into a file nobody will read.
     fn secure(&mut self) -> Result<&mut Journal, JournalError> {
         if self.journal.is_lost() {
-            self.journal.compact(self.leases.values())?;
+            self.journal.compact(self.leases.values(), &self.table.freed())?;
         }
         Ok(&mut self.journal)
     }
@@ -205,6 +205,9 @@ impl IpamService {
     /// Takes over the journal and what it said.
     pub fn new(me: NodeId, cooldown: Duration, journal: Journal, found: &Found) -> Arc<Self> {
         let mut table = LeaseTable::new(u64::try_from(cooldown.as_millis()).unwrap_or(u64::MAX));
+        for (address, at_ms) in &found.freed {
+            table.remember_freed(*address, *at_ms);
+        }
         let mut leases = found.leases.clone();
         leases.retain(|key, lease| {
             lease.addresses.retain(|address| match table.adopt(key, *address) {
@@ -297,8 +300,8 @@ impl IpamService {
     /// Every lease of an earlier life is known again.
     pub fn rebuilt(&self) -> Result<(), JournalError> {
         let mut state = self.lock();
-        let State { journal, leases, .. } = &mut *state;
-        journal.rebuilt(leases.values())
+        let State { journal, leases, table, .. } = &mut *state;
+        journal.rebuilt(leases.values(), &table.freed())
     }
 
     /// This node hands everything back: from now on nothing is allocated.

@@ -124,6 +124,7 @@ pub(super) fn started(state: &Arc<State>, conn: &Arc<Conn>) {
         outbound = conn.outbound, "connection established"
     );
     conn.quic.set_receive_window(VarInt::from_u32(PEER_WINDOW));
+    lock(&state.records).connected(conn.node);
     // Swim is told before its first packet can come in on the connection.
     tell_swim(state, Input::Connected(conn.node, conn.session));
     tokio::spawn(serve(Arc::clone(state), Arc::clone(conn)));

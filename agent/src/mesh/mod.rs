@@ -17,6 +17,8 @@ mod backoff;
 mod conn;
 mod dialer;
 mod endpoint;
+#[doc(hidden)]
+pub mod fuzzing;
 mod handle;
 mod handshake;
 pub mod identity;
@@ -171,6 +173,7 @@ impl Mesh {
             swim,
             fresh: Mutex::default(),
             fresh_wake: Notify::new(),
+            doubted: Mutex::default(),
             head: Mutex::new(LedgerHead::default()),
             on_head: RwLock::new(None),
             counters: Mutex::default(),

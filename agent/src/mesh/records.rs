@@ -1,6 +1,9 @@
 //! Node records: a bounded last-writer-wins map. Pure.
+//!
+//! Records are passed on by others, who could change them. What a node says of itself
+//! over its own connection stands against all hearsay while that connection lasts.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use weft_proto::id::NodeId;
 use weft_proto::wire::v1::{NodeRecord, SyncDigest};
@@ -11,6 +14,8 @@ const MAX_RECORDS: usize = 10_000;
 const MAX_TOMBSTONES: usize = 10_000;
 /// Most records in one answer; at about 100 bytes each far below its limit.
 const MAX_BATCH: usize = 4_000;
+/// Stamps from here on are of no clock and no counter: nothing could overtake them.
+const NO_STAMP: u64 = 1 << 53;
 /// A removed node is let back in when its life began this much after the one removed.
 const RETURN_AFTER_MS: u64 = 600_000;
 
@@ -35,6 +40,8 @@ pub(super) struct Records {
     records: BTreeMap<NodeId, NodeRecord>,
     /// Incarnations up to this one are refused.
     tombstones: BTreeMap<NodeId, u64>,
+    /// Whose record is what it said itself, over its present connection.
+    first_hand: BTreeSet<NodeId>,
 }
 
 fn stamp(record: &NodeRecord) -> (u64, u64) {
@@ -59,6 +66,9 @@ fn validate(record: &NodeRecord) -> Result<(), &'static str> {
     if record.mesh_port == 0 {
         return Err("port 0");
     }
+    if record.incarnation >= NO_STAMP || record.version >= NO_STAMP {
+        return Err("stamp");
+    }
     Ok(())
 }
 
@@ -69,6 +79,7 @@ impl Records {
             me: own.node,
             records: BTreeMap::from([(own.node, own)]),
             tombstones: BTreeMap::new(),
+            first_hand: BTreeSet::new(),
         }
     }
 
@@ -121,8 +132,11 @@ impl Records {
         let full = self.records.len() >= MAX_RECORDS;
         match self.records.get_mut(&record.node) {
             Some(mine) if stamp(mine) >= stamp(&record) => Offer::Old,
+            Some(_) if record.node == self.me && record.incarnation + 1 >= NO_STAMP => {
+                Offer::Refused("a life of this node that no clock can have begun")
+            }
             Some(mine) if record.node == self.me => {
-                mine.incarnation = record.incarnation.saturating_add(1);
+                mine.incarnation = record.incarnation + 1;
                 mine.version += 1;
                 Offer::Overtaken
             }
@@ -137,6 +151,38 @@ impl Records {
                 Offer::Fresh
             }
         }
+    }
+
+    /// Takes in what a node says of itself. The first time on a connection it stands
+    /// even against a later stamp: that was hearsay, or of another life.
+    pub(super) fn told_by_itself(&mut self, record: NodeRecord) -> Offer {
+        let node = record.node;
+        if node == self.me {
+            return Offer::Refused("somebody else speaks as this node");
+        }
+        let known = self.records.get(&node).filter(|_| !self.first_hand.contains(&node)).cloned();
+        let doubted = known.as_ref().is_some_and(|known| stamp(known) > stamp(&record));
+        if doubted {
+            self.records.remove(&node);
+        }
+        let offer = self.offer(record);
+        match (offer, known) {
+            (Offer::Refused(_), Some(known)) if doubted => drop(self.records.insert(node, known)),
+            (Offer::Refused(_), _) => {}
+            _ => drop(self.first_hand.insert(node)),
+        }
+        offer
+    }
+
+    /// A connection to the node begins: what it says of itself is heard anew.
+    pub(super) fn connected(&mut self, node: NodeId) {
+        self.first_hand.remove(&node);
+    }
+
+    /// True if others say something newer of a node than it said itself.
+    pub(super) fn is_hearsay(&self, record: &NodeRecord) -> bool {
+        self.first_hand.contains(&record.node)
+            && self.records.get(&record.node).is_some_and(|known| stamp(known) < stamp(record))
     }
 
     /// Forgets an evicted node; its record is refused until a life that began
@@ -160,6 +206,7 @@ impl Records {
     }
 
     fn bury(&mut self, node: NodeId, limit: u64) {
+        self.first_hand.remove(&node);
         if self.tombstones.len() >= MAX_TOMBSTONES {
             self.tombstones.pop_first();
         }
@@ -188,7 +235,12 @@ impl Records {
         let newer = self
             .records
             .values()
-            .filter(|r| known.get(&r.node).is_none_or(|other| *other < stamp(r)))
+            .filter(|r| {
+                known.get(&r.node).is_none_or(|other| {
+                    // Who believes something else of us is told by ourselves.
+                    if r.node == self.me { *other != stamp(r) } else { *other < stamp(r) }
+                })
+            })
             .take(MAX_BATCH)
             .cloned()
             .collect();
@@ -312,6 +364,49 @@ mod tests {
         assert_eq!(store.offer(record(2, 6, 0)), Offer::Fresh);
         store.remove(NodeId([1; 16]), 0);
         assert!(store.own().is_some());
+    }
+
+    #[test]
+    fn what_a_node_says_itself_stands_against_hearsay() {
+        let mut store = Records::new(record(1, 1, 0));
+        let two = NodeId([2; 16]);
+        // A lie came first, of a stamp that nothing can overtake but itself.
+        assert_eq!(store.offer(record(2, NO_STAMP - 1, NO_STAMP - 1)), Offer::Fresh);
+        assert_eq!(store.told_by_itself(record(2, 5, 1)), Offer::Fresh);
+        assert_eq!(store.get(two).map(stamp), Some((5, 1)));
+        assert!(store.is_hearsay(&record(2, 6, 0)) && !store.is_hearsay(&record(2, 5, 0)));
+        // On one connection, what comes late does not turn time back.
+        assert_eq!(store.told_by_itself(record(2, 5, 3)), Offer::Fresh);
+        assert_eq!(store.told_by_itself(record(2, 5, 2)), Offer::Old);
+        // A new connection may be of a life whose clock is behind.
+        store.connected(two);
+        assert_eq!(store.told_by_itself(record(2, 4, 9)), Offer::Fresh);
+        // What makes no sense changes nothing, and a removed node stays removed.
+        store.connected(two);
+        let bad = NodeRecord { mesh_port: 0, ..record(2, 1, 1) };
+        assert!(matches!(store.told_by_itself(bad), Offer::Refused(_)));
+        assert_eq!(store.get(two).map(stamp), Some((4, 9)));
+        store.remove(two, 0);
+        assert!(matches!(store.told_by_itself(record(2, 4, 10)), Offer::Refused(_)));
+        assert!(matches!(store.told_by_itself(record(1, 9, 9)), Offer::Refused(_)));
+    }
+
+    #[test]
+    fn stamps_that_nothing_could_overtake_are_refused() {
+        let mut store = Records::new(record(1, 10, 3));
+        for (i, v) in [(u64::MAX, 0), (0, u64::MAX), (NO_STAMP, 1), (1, NO_STAMP)] {
+            let lie = NodeRecord { ledger_index: 0, ..record(2, 0, 0) };
+            let lie = NodeRecord { incarnation: i, version: v, ..lie };
+            assert_eq!(store.offer(lie), Offer::Refused("stamp"));
+        }
+        let last = NodeRecord { incarnation: NO_STAMP - 1, ..record(1, 1, 1) };
+        assert!(matches!(store.offer(last), Offer::Refused(_)));
+        assert_eq!(store.own().map(stamp), Some((10, 3)));
+        // Whoever believes otherwise is told.
+        let me = NodeId([1; 16]);
+        let records = vec![(me, NO_STAMP - 1, 1)];
+        let digest = SyncDigest { records, ledger: LedgerHead::default() };
+        assert_eq!(store.compare(&digest).0, [record(1, 10, 3)]);
     }
 
     #[test]

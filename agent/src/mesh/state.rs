@@ -85,6 +85,8 @@ pub(super) struct State {
     /// Records to push on, with whom they came from.
     pub(super) fresh: Mutex<BTreeMap<NodeId, Option<NodeId>>>,
     pub(super) fresh_wake: Notify,
+    /// Connected nodes of whom others say something newer than they do themselves.
+    pub(super) doubted: Mutex<BTreeSet<NodeId>>,
     pub(super) head: Mutex<LedgerHead>,
     pub(super) on_head: RwLock<Option<Arc<HeadCallback>>>,
     pub(super) counters: Mutex<BTreeMap<&'static str, u64>>,
@@ -190,8 +192,18 @@ impl State {
         });
     }
 
-    /// A member of this name that is alive and neither we nor `peer`.
+    /// A member of this name that is alive and neither we nor `peer`. Of who is not
+    /// connected we only know by hearsay: that keeps newcomers out, and nobody who
+    /// has been here under this name.
     pub(super) fn namesake(&self, name: &str, peer: NodeId) -> Option<NodeId> {
+        let connected = lock(&self.pool).all();
+        let living = |node| node != peer && self.liveness_of(node) != Liveness::Dead;
+        if let Some(holder) = connected.iter().find(|c| c.name == name && living(c.node)) {
+            return Some(holder.node);
+        }
+        if lock(&self.records).get(peer).is_some_and(|r| r.name == name) {
+            return None;
+        }
         let view = self.view.borrow();
         view.members
             .values()

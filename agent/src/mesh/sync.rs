@@ -22,6 +22,8 @@ const FAN_OUT: usize = 4;
 const COALESCE: Duration = Duration::from_millis(50);
 /// Records per rumor: far below its limit even if all are of the longest.
 const RUMOR: usize = 200;
+/// Nodes of whom others say something newer that are asked in one round.
+const DOUBTED: usize = 8;
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Answers a digest.
@@ -39,11 +41,14 @@ pub(super) async fn exchange(state: &Arc<State>, conn: &Arc<Conn>) {
         return state.count("sync_failed");
     };
     let Ok(reply) = reply.decode::<SyncReply>() else { return state.count("sync_failed") };
+    // Who believes something newer of us than we say hears it from ourselves.
+    let doubts = reply.records.iter().any(|r| r.node == state.me).then_some(state.me);
     take_records(state, conn.node, reply.records);
     state.tell_head(conn.node, reply.ledger);
     let wanted: Vec<NodeRecord> = {
         let records = lock(&state.records);
-        reply.wanted.iter().take(10_000).filter_map(|n| records.get(*n).cloned()).collect()
+        let wanted = reply.wanted.iter().take(10_000).chain(&doubts);
+        wanted.filter_map(|n| records.get(*n).cloned()).collect()
     };
     for chunk in wanted.chunks(RUMOR) {
         if let Ok(frame) = Frame::new(&Rumor { records: chunk.to_vec() }) {
@@ -52,15 +57,33 @@ pub(super) async fn exchange(state: &Arc<State>, conn: &Arc<Conn>) {
     }
 }
 
-/// Takes records in, whoever sent them; fresh ones are pushed on.
+/// Takes records in; fresh ones are pushed on. What others say of a node that is
+/// connected, and has spoken for itself, counts as a hint to ask that node.
 pub(super) fn take_records(state: &State, from: NodeId, records: Vec<NodeRecord>) {
     let mut fresh = Vec::new();
     let mut overtaken = None;
+    let connected: BTreeMap<NodeId, String> =
+        lock(&state.pool).all().iter().map(|c| (c.node, c.name.clone())).collect();
     {
         let mut store = lock(&state.records);
         for record in records {
             let node = record.node;
-            match store.offer(record) {
+            let greeted_as = connected.get(&node);
+            if node == from && greeted_as.is_some_and(|name| *name != record.name) {
+                // Under another name than the one it was let in with.
+                state.count("record_refused");
+                continue;
+            }
+            if node != from && greeted_as.is_some() && store.is_hearsay(&record) {
+                state.count("record_hearsay");
+                lock(&state.doubted).insert(node);
+                continue;
+            }
+            let offer = match node == from {
+                true => store.told_by_itself(record),
+                false => store.offer(record),
+            };
+            match offer {
                 Offer::Fresh => fresh.push(node),
                 Offer::Overtaken => {
                     overtaken = store.own().map(|r| r.incarnation);
@@ -124,9 +147,13 @@ pub(super) async fn rumor_loop(state: Arc<State>) {
             }
         }
         for (from, records) in groups {
+            // What this node says of itself goes to all it is connected to: they
+            // believe it of nobody else.
+            let own = records.iter().any(|r| r.node == state.me);
+            let count = if own { usize::MAX } else { FAN_OUT };
             for chunk in records.chunks(RUMOR) {
                 let Ok(frame) = Frame::new(&Rumor { records: chunk.to_vec() }) else { continue };
-                for conn in some_peers(&state, FAN_OUT, from) {
+                for conn in some_peers(&state, count, from) {
                     conn::notify(&state, &conn, &frame).await;
                 }
             }
@@ -148,6 +175,13 @@ pub(super) async fn anti_entropy_loop(state: Arc<State>) {
         tokio::time::sleep(interval(records, rand::random())).await;
         if let Some(conn) = some_peers(&state, 1, None).pop() {
             exchange(&state, &conn).await;
+        }
+        let doubted = std::mem::take(&mut *lock(&state.doubted));
+        for node in doubted.into_iter().take(DOUBTED) {
+            let conn = lock(&state.pool).get(node);
+            if let Some(conn) = conn {
+                exchange(&state, &conn).await;
+            }
         }
     }
 }

@@ -10,6 +10,8 @@ pub(crate) mod conntrack;
 pub mod engine;
 pub mod explain;
 pub mod feed;
+#[doc(hidden)]
+pub mod fuzzing;
 pub(crate) mod nflog;
 pub(crate) mod nft;
 pub mod objects;

@@ -57,7 +57,7 @@ pub(crate) fn decode(payload: &[u8]) -> Option<Drop> {
     packet(cause, attr(body, 9)?)
 }
 
-fn packet(cause: Cause, bytes: &[u8]) -> Option<Drop> {
+pub(crate) fn packet(cause: Cause, bytes: &[u8]) -> Option<Drop> {
     let (from, to, protocol, rest) = match bytes.first()? >> 4 {
         4 => {
             let len = usize::from(bytes.first()? & 0x0f) * 4;

@@ -89,6 +89,10 @@ pub struct LeaseTable {
     holders: BTreeMap<Key, AttachmentKey>,
     /// Withheld prefixes, each with what was freed in it.
     withheld: BTreeMap<Span, Vec<(Key, Stamp)>>,
+    /// It was known once which blocks are own.
+    settled: bool,
+    /// What was freed before that.
+    remembered: Vec<(Key, Stamp)>,
 }
 
 impl LeaseTable {
@@ -115,12 +119,34 @@ impl LeaseTable {
         for span in withheld {
             self.pool.take_span(span);
         }
-        for (key, stamp) in freed {
+        self.settled |= !self.blocks.is_empty();
+        let remembered =
+            if self.settled { std::mem::take(&mut self.remembered) } else { Vec::new() };
+        for (key, stamp) in freed.into_iter().chain(remembered) {
             if self.pool.take(key) {
                 self.pool.add_freed(key, stamp);
             }
         }
         self.foreign()
+    }
+
+    /// Notes an address that was freed before this table was made, so that it is not
+    /// taken for one never used. Call it in the order of freeing.
+    pub fn remember_freed(&mut self, freed: IpAddr, at_ms: u64) {
+        self.tick(at_ms);
+        let stamp = self.pool.stamp(at_ms);
+        self.remembered.push((number(freed), stamp));
+    }
+
+    /// Free addresses that were used before, with the time they were freed, longest ago
+    /// first.
+    pub fn freed(&self) -> Vec<(IpAddr, u64)> {
+        let withheld = self.withheld.values().flatten().copied();
+        let remembered =
+            self.remembered.iter().filter(|(key, _)| !self.holders.contains_key(key)).copied();
+        let mut freed: Vec<_> = self.pool.all_freed().chain(withheld).chain(remembered).collect();
+        freed.sort_unstable_by_key(|(_, stamp)| *stamp);
+        freed.into_iter().map(|((v6, number), (at, _))| (address(v6, number), at)).collect()
     }
 
     /// Leases outside the own blocks.
@@ -299,6 +325,11 @@ impl LeaseTable {
     /// Ends the holding of an address; it is free again if it is still ours.
     fn free_one(&mut self, at: Key) {
         self.holders.remove(&at);
+        if !self.settled {
+            let stamp = self.pool.stamp(self.clock_ms);
+            self.remembered.push((at, stamp));
+            return;
+        }
         if self.block_of(at).is_none() || is_reserved(&self.ranges, address(at.0, at.1)) {
             return;
         }

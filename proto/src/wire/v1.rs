@@ -3,6 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
+use serde::de::{Deserializer, Error as _, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
 use crate::id::{ClusterId, FoundingId, NodeId, RaftId};
@@ -164,8 +165,41 @@ pub struct LedgerDelta {
     pub cluster: Option<ClusterId>,
     /// Index of the first entry.
     pub first: u64,
-    /// The entries.
+    /// The entries, at most [`LedgerDelta::MOST`].
+    #[serde(deserialize_with = "few_entries")]
     pub entries: Vec<Option<Command>>,
+}
+
+impl LedgerDelta {
+    /// Most entries that are read. An entry may be a single byte on the wire, and a
+    /// hundred in memory: without this, a frame could grow a hundredfold.
+    pub const MOST: usize = 1 << 16;
+}
+
+fn few_entries<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<Option<Command>>, D::Error> {
+    struct Few;
+    impl<'de> Visitor<'de> for Few {
+        type Value = Vec<Option<Command>>;
+
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            write!(f, "at most {} entries", LedgerDelta::MOST)
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut from: A) -> Result<Self::Value, A::Error> {
+            let mut entries = Vec::new();
+            while let Some(entry) = from.next_element()? {
+                if entries.len() == LedgerDelta::MOST {
+                    return Err(A::Error::custom(format_args!(
+                        "more than {} entries",
+                        LedgerDelta::MOST
+                    )));
+                }
+                entries.push(entry);
+            }
+            Ok(entries)
+        }
+    }
+    from.deserialize_seq(Few)
 }
 
 /// The whole ledger, for who is too far behind.

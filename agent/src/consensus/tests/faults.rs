@@ -236,7 +236,7 @@ async fn a_voter_far_behind_gets_a_snapshot() {
         let mut batch = tokio::task::JoinSet::new();
         for _ in 0..32 {
             let handle = nodes[0].h().clone();
-            let op = Op::Acquire { node: NodeId([99; 16]), ipv6: false, count: 1 };
+            let op = Op::Evict { node: NodeId([99; 16]) };
             batch.spawn(async move { handle.propose(op, Duration::from_secs(60)).await.unwrap() });
         }
         batch.join_all().await;

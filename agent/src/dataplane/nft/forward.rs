@@ -202,7 +202,7 @@ pub(crate) fn matters(kind: u16, payload: &[u8]) -> bool {
 }
 
 /// A filter chain of others on the forward hook, its rules still to be read.
-fn base_chain(payload: &[u8]) -> Option<Chain> {
+pub(crate) fn base_chain(payload: &[u8]) -> Option<Chain> {
     let family = *payload.first()?;
     let body = payload.get(4..)?;
     let hook = attr(attr(body, 4)?, 1).and_then(be32)?;
@@ -235,7 +235,7 @@ fn is_module(data: &[u8], name: &str) -> bool {
 }
 
 /// A rule without a match that drops or rejects.
-fn drops_everything(rule: &[u8]) -> bool {
+pub(crate) fn drops_everything(rule: &[u8]) -> bool {
     let mut drops = false;
     for (name, data) in expressions(rule) {
         match name.as_str() {
@@ -252,7 +252,7 @@ fn drops_everything(rule: &[u8]) -> bool {
 
 /// A rule that names our devices or our range and does not drop: whoever wrote
 /// it means us.
-fn lets_pass(rule: &[u8], ranges: &[IpNet]) -> bool {
+pub(crate) fn lets_pass(rule: &[u8], ranges: &[IpNet]) -> bool {
     let mut named = false;
     for (name, data) in expressions(rule) {
         match name.as_str() {

@@ -34,6 +34,9 @@ async fn leases_survive_a_restart() {
     assert_eq!(again.service.lease(&key("a")).unwrap().host_ifname, "wefta");
     assert!(again.service.lease(&key("b")).is_none());
     assert_eq!(again.service.holder(b), None);
+    // Packets for the one that is gone may still be on their way.
+    let c = again.add("c").await.unwrap();
+    assert!(c != b && c != a);
 }
 
 #[tokio::test]

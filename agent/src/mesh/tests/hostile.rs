@@ -12,15 +12,15 @@ use super::super::tls;
 use super::*;
 
 /// A client with a key of its own, and as much of the protocol as a test wants.
-struct Stranger {
-    identity: Identity,
+pub(super) struct Stranger {
+    pub(super) identity: Identity,
     endpoint: quinn::Endpoint,
     client: quinn::ClientConfig,
-    runtime: Runtime,
+    pub(super) runtime: Runtime,
 }
 
 impl Stranger {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let runtime = runtime();
         let identity = Identity::generate().unwrap();
         let client = tls::configs(&identity).unwrap().client;
@@ -68,7 +68,7 @@ impl Stranger {
     }
 
     /// An authenticated connection.
-    fn join(&self, to: SocketAddr) -> quinn::Connection {
+    pub(super) fn join(&self, to: SocketAddr) -> quinn::Connection {
         let connection = self.connect(to);
         let hello = self.hello(&connection, "secret");
         let answer = self.ask(&connection, &Frame::new(&hello).unwrap());
@@ -76,7 +76,7 @@ impl Stranger {
         connection
     }
 
-    fn raw(&self, connection: &quinn::Connection, bytes: &[u8]) {
+    pub(super) fn raw(&self, connection: &quinn::Connection, bytes: &[u8]) {
         self.runtime.block_on(async {
             let mut send = connection.open_uni().await.unwrap();
             let _ = send.write_all(bytes).await;

@@ -2,6 +2,7 @@
 //! one can be killed without a farewell.
 
 mod hostile;
+mod liars;
 mod members;
 mod refusals;
 

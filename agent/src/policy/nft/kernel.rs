@@ -185,7 +185,7 @@ fn read_once(socket: &mut Requests) -> Result<Observed, Refused> {
     Ok(out)
 }
 
-fn parse_set(body: &[u8]) -> Option<(String, Shape)> {
+pub(crate) fn parse_set(body: &[u8]) -> Option<(String, Shape)> {
     let number = |kind| attr(body, kind).and_then(be32).unwrap_or_default();
     let expression = attr(body, 17).and_then(|e| attr(e, 1)).map(text);
     let shape = Shape {
@@ -217,7 +217,7 @@ fn elements<T>(
     Ok(out)
 }
 
-fn parse_element(element: &[u8]) -> Option<(Key, String)> {
+pub(crate) fn parse_element(element: &[u8]) -> Option<(Key, String)> {
     let bytes = attr(element, 1).and_then(|key| attr(key, 1))?;
     let end = attr(element, 3).and_then(be32).unwrap_or(0) & INTERVAL_END != 0;
     let value = attr(element, 2).and_then(|data| attr(data, 2)).map(verdict).unwrap_or_default();
@@ -246,7 +246,7 @@ pub(crate) fn counts(
     Ok(elements(socket, set, counted)?.into_iter().collect())
 }
 
-fn counter(expression: &[u8]) -> Option<Count> {
+pub(crate) fn counter(expression: &[u8]) -> Option<Count> {
     let data = attr(expression, 2)?;
     let number = |kind| {
         let bytes = attr(data, kind)?.get(..8)?.try_into().ok()?;
