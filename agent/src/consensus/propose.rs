@@ -192,7 +192,8 @@ impl Core {
         let Some(running) = self.running() else {
             return Err(no_leader("this node is not a voter".to_owned()));
         };
-        if !may_ask(from, &message) && !(message.hops > 1 && self.is_seated(&running, from)) {
+        let passed_on = message.hops > 1 && self.is_seated(&running, from);
+        if !(passed_on || may_ask(from, &message)) {
             let name = self.net.view().name_of(from);
             tracing::warn!(%from, "refused: {name} proposes in the name of another node");
             return Err(failure(
