@@ -13,6 +13,7 @@ use tokio::net::TcpListener;
 use weft_proto::names;
 
 use super::kubernetes::{self, Boot};
+use super::session::session;
 use super::{
     App, LedgerRegistry, Routes, cni, founding, loops, own_address, policy, policy_feed, probing,
     renew, sweep,
@@ -86,17 +87,6 @@ fn identity(state_dir: &Path) -> Result<Identity> {
         );
     }
     Ok(Identity::load_or_create(&key)?)
-}
-
-/// A number for this life of the agent that is greater than that of every
-/// earlier one, also after the clock was set back.
-fn session(state_dir: &Path) -> Result<u64> {
-    let path = state_dir.join("session");
-    let last: u64 = fs::read_to_string(&path).ok().and_then(|t| t.trim().parse().ok()).unwrap_or(0);
-    let session = now_ms().max(last.saturating_add(1));
-    files::replace_json(&path, &session)
-        .with_context(|| format!("cannot write {}; is STATE_DIR writable?", path.display()))?;
-    Ok(session)
 }
 
 fn check_overlaps(config: &Config) -> Result<()> {

@@ -5,6 +5,7 @@
 //! proposed, so that no life of the agent allocates from it before the ledger
 //! has said whose it is.
 
+#[cfg(not(test))]
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -14,6 +15,8 @@ use serde::{Deserialize, Serialize};
 use weft_proto::id::NodeId;
 
 use crate::files;
+#[cfg(test)]
+use crate::sim::fs;
 
 /// One promise.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -6,14 +6,19 @@
 //! rewritten in short form at start and whenever it has grown long.
 
 use std::collections::BTreeMap;
+#[cfg(not(test))]
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
+#[cfg(not(test))]
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use weft_proto::api::LeaseInfo;
 use weft_proto::attachment::AttachmentKey;
+
+#[cfg(test)]
+use crate::sim::fs::{self, File, OpenOptions};
 
 /// Lines beyond the live leases after which the journal is rewritten.
 const SLACK: usize = 4096;
