@@ -45,7 +45,8 @@ pub(crate) struct SimMeshConfig {
     pub(crate) session: u64,
     pub(crate) ranges: Vec<IpNet>,
     pub(crate) ip: IpAddr,
-    pub(crate) targets: Vec<IpAddr>,
+    /// Machines it is configured to know, by number: names, not addresses.
+    pub(crate) targets: Vec<usize>,
 }
 
 #[derive(Clone)]
@@ -76,7 +77,7 @@ pub(crate) struct SimMesh {
     ip: Mutex<IpAddr>,
     ranges: RwLock<Vec<IpNet>>,
     cluster: Mutex<Option<ClusterId>>,
-    targets: Vec<IpAddr>,
+    targets: Vec<usize>,
     pool: Mutex<BTreeMap<NodeId, Conn>>,
     dials: Mutex<BTreeMap<IpAddr, Dial>>,
     records: Mutex<Records>,
@@ -654,9 +655,10 @@ async fn anti_entropy(mesh: Arc<SimMesh>) {
 }
 
 /// As `dialer::pursue`: one configured peer.
-async fn pursue(mesh: Arc<SimMesh>, target: IpAddr) {
+async fn pursue(mesh: Arc<SimMesh>, target: usize) {
     let mut failures = 0;
     loop {
+        let Some(target) = mesh.network.resolve(target) else { return };
         let known = lock(&mesh.pool).values().any(|conn| conn.ip == target);
         let (many, all) = {
             let view = mesh.view.borrow();

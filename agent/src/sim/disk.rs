@@ -135,6 +135,11 @@ impl Disk {
         self.lock().fuse = Some(changes);
     }
 
+    /// It will not fail.
+    pub(crate) fn clear_fuse(&self) {
+        self.lock().fuse = None;
+    }
+
     /// True once the power has failed.
     pub(crate) fn burnt(&self) -> bool {
         self.lock().fuse == Some(0)

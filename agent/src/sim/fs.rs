@@ -7,7 +7,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-pub(crate) use std::fs::{DirBuilder, Permissions, metadata, read_dir, remove_dir};
+pub(crate) use std::fs::{DirBuilder, Permissions, read_dir, remove_dir};
 #[cfg(test)]
 pub(crate) use std::fs::{create_dir, create_dir_all, remove_dir_all, write};
 
@@ -29,6 +29,14 @@ pub(crate) fn exists(path: &Path) -> io::Result<bool> {
     match disk(path) {
         Some(disk) => Ok(disk.exists(path)),
         None => fs::exists(path),
+    }
+}
+
+/// Of a simulated file only its rights are of interest: everybody may read it.
+pub(crate) fn metadata(path: impl AsRef<Path>) -> io::Result<fs::Metadata> {
+    match disk(path.as_ref()) {
+        Some(disk) => disk.find(path.as_ref()).and_then(|_| fs::metadata("/dev/null")),
+        None => fs::metadata(path),
     }
 }
 

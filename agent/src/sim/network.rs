@@ -40,6 +40,7 @@ struct State {
     cut: BTreeSet<(usize, usize)>,
     weather: Weather,
     at: BTreeMap<IpAddr, Weak<SimMesh>>,
+    names: BTreeMap<usize, IpAddr>,
     delivered: u64,
     lost: u64,
 }
@@ -57,6 +58,16 @@ impl Network {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap()
+    }
+
+    /// The address of a machine, as a name server knows it.
+    pub(crate) fn resolve(&self, machine: usize) -> Option<IpAddr> {
+        self.lock().names.get(&machine).copied()
+    }
+
+    /// A machine has an address.
+    pub(crate) fn name(&self, machine: usize, ip: IpAddr) {
+        self.lock().names.insert(machine, ip);
     }
 
     /// An agent is at an address.

@@ -99,7 +99,7 @@ async fn live(world: &Arc<World>, panics: &super::panics::Watch) {
         sleep_until(at).await;
         perform(world, *action).await;
     }
-    mend(world);
+    mend(world).await;
     let healed = Instant::now();
     loop {
         sleep(LOOK).await;
@@ -117,12 +117,14 @@ async fn live(world: &Arc<World>, panics: &super::panics::Watch) {
 }
 
 /// Ends all faults.
-fn mend(world: &Arc<World>) {
+async fn mend(world: &Arc<World>) {
     world.trace.say(|| "all faults end".to_owned());
+    lights(world).await;
     world.network.heal();
     for number in world.numbers() {
         let disk = Arc::clone(&world.node(number).machine.disk);
         disk.set_full(false);
+        disk.clear_fuse();
         disk.slow(Duration::ZERO);
         if let Some(process) = world.node(number).process.clone() {
             process.resume();
@@ -134,7 +136,8 @@ fn mend(world: &Arc<World>) {
     }
 }
 
-async fn look(world: &Arc<World>) {
+/// Machines whose power was to fail in the middle of something.
+async fn lights(world: &World) {
     for number in world.numbers() {
         let burnt = world.node(number).machine.disk.burnt();
         if burnt {
@@ -142,6 +145,10 @@ async fn look(world: &Arc<World>) {
             world.power_loss(number).await;
         }
     }
+}
+
+async fn look(world: &Arc<World>) {
+    lights(world).await;
     world.tend().await;
     world.tend_pods();
     for agent in world.agents() {

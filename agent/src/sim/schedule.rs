@@ -288,19 +288,19 @@ impl Schedule {
             actions: Vec::new(),
         };
         // Each seed has its own few kinds of faults: all at once hide each other.
-        let kinds: Vec<u64> = (0..KINDS).filter(|_| dice.chance(40)).collect();
+        let share = dice.of(&[15, 30, 60]);
+        let kinds: Vec<u64> = (0..KINDS).filter(|_| dice.chance(share)).collect();
         let calm = dice.chance(5);
         let start = if dice.chance(20) { 0 } else { QUIET };
-        let end = start + dice.of(&[10_000, 20_000, 20_000, 40_000, 90_000]);
-        let pace = dice.of(&[500, 1_500, 4_000]);
+        let pace = dice.of(&[300, 1_000, 3_000, 10_000]);
         let mut at = start;
-        while at < end {
+        for _ in 0..dice.of(&[3, 6, 10, 20]) {
             at += dice.range(1, pace);
             if !kinds.is_empty() && !calm {
                 let kind = dice.of(&kinds);
                 out.fault(kind, at, &mut dice);
             }
-            if dice.chance(60) {
+            if dice.chance(70) {
                 let (node, count) = (out.some(&mut dice), dice.range(1, 4));
                 let action = if dice.chance(60) { Action::Add } else { Action::Del };
                 out.actions.push((at, action(node, count)));
@@ -378,13 +378,14 @@ impl Schedule {
             12 => push(at, Action::Move(node)),
             13 => push(at, Action::Grow(node)),
             14 => push(at, Action::Forget(node)),
+            15 => push(at, Action::Recover(node)),
             _ => {}
         }
     }
 }
 
 /// Kinds of faults that are drawn from.
-const KINDS: u64 = 15;
+const KINDS: u64 = 16;
 
 #[cfg(test)]
 mod tests {

@@ -53,7 +53,7 @@ pub(crate) struct Facts {
     pub(crate) name: String,
     pub(crate) ip: IpAddr,
     pub(crate) ranges: Vec<IpNet>,
-    pub(crate) targets: Vec<IpAddr>,
+    pub(crate) targets: Vec<usize>,
     pub(crate) founding: Founding,
 }
 
@@ -101,6 +101,7 @@ impl World {
             .collect();
         let checker = Checker::new(Arc::clone(&trace));
         let network = Network::new(Arc::clone(&trace));
+        (1..=schedule.nodes).for_each(|number| network.name(number, home(number)));
         Arc::new(Self { schedule, network, checker, trace, nodes })
     }
 
@@ -152,7 +153,7 @@ impl World {
             name: format!("n{number}"),
             ip: node.ip,
             ranges: vec![self.range()],
-            targets: self.numbers().filter(|n| *n != number).take(5).map(home).collect(),
+            targets: self.numbers().filter(|n| *n != number).take(5).collect(),
             founding,
         }
     }
@@ -239,6 +240,7 @@ impl World {
             node.ip = Ipv4Addr::new(198, host::rng().random(), high, low).into();
             node.ip
         };
+        self.network.name(number, ip);
         if let Some(agent) = self.agent(number) {
             agent.mesh.move_to(ip);
         }
@@ -253,7 +255,9 @@ impl World {
                 (due, node.agent.clone(), node.machine.disk.is_full())
             };
             let failed = agent.is_some_and(|agent| {
-                agent.started.elapsed() >= LIFE && agent.consensus.failed().is_some()
+                // Removed twice: an operator has to say that it may come back.
+                let asks = || agent.consensus.status().waiting.is_some_and(|w| w.contains("restart"));
+                agent.started.elapsed() >= LIFE && (agent.consensus.failed().is_some() || asks())
             });
             if due || (failed && !full) {
                 self.trace.say(|| format!("n{number} starts anew"));
