@@ -41,7 +41,7 @@ pub(super) fn conf(bytes: &[u8]) {
             // No DNS is told as empty DNS.
             match told.as_object().map(Outcome::parse) {
                 Some(Ok(again)) => {
-                    assert_eq!(Outcome { dns: outcome.dns.clone(), ..again }, outcome)
+                    assert_eq!(Outcome { dns: outcome.dns.clone(), ..again }, outcome);
                 }
                 other => unreachable!("{other:?} of {told}"),
             }
