@@ -57,8 +57,8 @@ pub(super) async fn exchange(state: &Arc<State>, conn: &Arc<Conn>) {
     }
 }
 
-/// Takes records in; fresh ones are pushed on. What others say of a node that is
-/// connected, and has spoken for itself, counts as a hint to ask that node.
+/// Takes records in; fresh ones are pushed on. What others say of a node that is known
+/// and connected counts as a hint to ask that node.
 pub(super) fn take_records(state: &State, from: NodeId, records: Vec<NodeRecord>) {
     let mut fresh = Vec::new();
     let mut overtaken = None;
