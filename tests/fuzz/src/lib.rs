@@ -4,9 +4,6 @@
 //! drivers call it: `tests/kept.rs` replays the corpus and mutates it for a short
 //! while (`make test`), `libfuzzer` searches, led by coverage (`make fuzz`).
 
-// The shim's files come with unit tests of their own, which run where they belong.
-#![cfg(not(test))]
-
 pub mod corpus;
 pub mod mutate;
 mod targets;
