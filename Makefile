@@ -5,6 +5,8 @@
 #   make bench                    ADD and DEL against bridge + host-local
 #   make bench-policy             what 10,000 policies over 10,000 pods cost
 #   make fuzz TARGET=wire SECONDS=60   a fuzz target, led by coverage; TARGET=all for all
+#   make sim [SECONDS=180]        clusters under faults, simulated; SEEDS, NODES, SEED, SCHEDULE
+#   make sim-mutants              broken on purpose: does the simulator notice?
 #   make image                    the container image, in target/image
 #   make verify                   format, lint, licences; changes nothing
 SHELL := bash
@@ -22,7 +24,7 @@ SUDO := sudo -E
 export CARGO_TARGET_$(shell echo $(TRIPLE) | tr a-z- A-Z_)_RUNNER := sudo -E
 endif
 
-.PHONY: build lab test e2e bench bench-policy fuzz image fmt lint deny verify clean-lab
+.PHONY: build lab test sim sim-mutants e2e bench bench-policy fuzz image fmt lint deny verify clean-lab
 
 build:
 	@bash tests/setup.sh build
@@ -41,6 +43,18 @@ test:
 	else \
 	    set -x; cargo test --release --locked --workspace $(ARGS) -- --test-threads 2 --show-output; \
 	fi
+
+# Without SEEDS, as many as SECONDS allow. A failure prints how to replay it.
+sim:
+	@bash tests/setup.sh build
+	@SIM_SEEDS="$(SEEDS)" SIM_NODES="$(NODES)" SIM_SEED="$(SEED)" SIM_SCHEDULE="$(SCHEDULE)" \
+	    SIM_SECONDS="$(or $(SECONDS),$(if $(SEEDS),,$(or $(SIM_SECONDS),180)))" \
+	    cargo test --release --locked --workspace --lib -- \
+	    --ignored --exact --nocapture sim::tests::sim
+
+sim-mutants:
+	@bash tests/setup.sh build
+	bash tests/mutants/run.sh $(ARGS)
 
 # Kubernetes is built from Debian's source once, into WEFT_CACHE.
 e2e:

@@ -1,13 +1,19 @@
 //! Writing files whole: after a crash there is the old one or the new one.
 
+#[cfg(not(test))]
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+#[cfg(not(test))]
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::Path;
 
 use ring::digest::{SHA256, digest};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+
+#[cfg(test)]
+use crate::sim::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 
 /// Nobody but the owner.
 pub(crate) const PRIVATE: u32 = 0o600;

@@ -7,10 +7,13 @@ pub mod config;
 pub mod consensus;
 pub mod dataplane;
 mod files;
+mod host;
 pub mod ipam_service;
 pub mod kube;
 pub mod lab;
 pub mod mesh;
 pub mod policy;
 pub mod probe;
+#[cfg(test)]
+mod sim;
 pub mod status;

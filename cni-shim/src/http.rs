@@ -25,7 +25,7 @@ pub(crate) struct Request<'a> {
 
 /// One answer.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Response {
+pub struct Response {
     /// Status code.
     pub status: u16,
     /// Body.
@@ -34,7 +34,7 @@ pub(crate) struct Response {
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum HttpError {
+pub enum HttpError {
     /// Nobody listens there.
     #[error("connection refused")]
     Refused,
@@ -133,7 +133,7 @@ enum Framing {
 }
 
 /// The answer in `buffer`, if it is complete (`closed`: nothing more will come).
-pub(crate) fn parse(buffer: &[u8], closed: bool) -> Result<Option<Response>, HttpError> {
+pub fn parse(buffer: &[u8], closed: bool) -> Result<Option<Response>, HttpError> {
     let Some(end) = buffer.windows(4).position(|w| w == b"\r\n\r\n") else {
         if closed || buffer.len() > MAX_HEAD {
             return Err(HttpError::Malformed("it has no head"));
@@ -204,7 +204,7 @@ fn dechunk(mut rest: &[u8]) -> Result<Option<Vec<u8>>, HttpError> {
 }
 
 /// Percent-encodes one segment of a path.
-pub(crate) fn segment(text: &str) -> String {
+pub fn segment(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for byte in text.bytes() {
         if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') {

@@ -12,7 +12,7 @@ use super::peers::PeerBook;
 use crate::dataplane::intent::{Intent, PeerIntent, PodIntent};
 
 /// Peers and their blocks, and the owners whose address is not known.
-pub(super) fn peers(
+pub(crate) fn peers(
     ledger: &Ledger,
     book: &PeerBook,
     me: NodeId,
@@ -38,7 +38,7 @@ pub(super) fn peers(
 }
 
 /// The whole intent.
-pub(super) fn intent<'a>(
+pub(crate) fn intent<'a>(
     ledger: &Ledger,
     peers: BTreeMap<NodeId, PeerIntent>,
     own: Vec<IpAddr>,

@@ -9,19 +9,20 @@
 mod backend;
 mod cni;
 mod founding;
-mod intent;
+pub(crate) mod intent;
 mod kubernetes;
 mod loops;
 mod own_address;
-mod peers;
+pub(crate) mod peers;
 mod policy;
 mod policy_feed;
 mod probing;
 mod remove;
 mod renew;
+pub(crate) mod session;
 mod start;
 mod status;
-mod sweep;
+pub(crate) mod sweep;
 mod underlay;
 
 use std::collections::BTreeMap;
@@ -158,7 +159,7 @@ impl App {
 }
 
 /// The ledger through consensus.
-pub(crate) struct LedgerRegistry(ConsensusHandle);
+pub(crate) struct LedgerRegistry(pub(crate) ConsensusHandle);
 
 impl Registry for LedgerRegistry {
     fn ledger(&self) -> Arc<Ledger> {

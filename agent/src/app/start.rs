@@ -13,6 +13,7 @@ use tokio::net::TcpListener;
 use weft_proto::names;
 
 use super::kubernetes::{self, Boot};
+use super::session::session;
 use super::{
     App, LedgerRegistry, Routes, cni, founding, loops, own_address, policy, policy_feed, probing,
     renew, sweep, underlay,
@@ -86,21 +87,6 @@ fn identity(state_dir: &Path) -> Result<Identity> {
         );
     }
     Ok(Identity::load_or_create(&key)?)
-}
-
-/// A number for this life of the agent that is greater than that of every
-/// earlier one, also after the clock was set back.
-fn session(state_dir: &Path) -> Result<u64> {
-    let path = state_dir.join("session");
-    let last = files::read_json(&path).unwrap_or_else(|e| {
-        tracing::warn!("{}: {e}; this life is numbered by clock and ledger", path.display());
-        None
-    });
-    let last: u64 = last.unwrap_or(0);
-    let session = now_ms().max(last.saturating_add(1));
-    files::replace_json(&path, &session)
-        .with_context(|| format!("cannot write {}; is STATE_DIR writable?", path.display()))?;
-    Ok(session)
 }
 
 fn check_overlaps(config: &Config) -> Result<()> {

@@ -11,13 +11,14 @@ use std::time::Duration;
 use weft_ipam::ledger::Ledger;
 use weft_proto::attachment::AttachmentKey;
 use weft_proto::id::NodeId;
+use weft_proto::ledger::{Op, Outcome};
 use weft_proto::names;
 
 use super::App;
 use crate::api::backend::BackendError;
 use crate::dataplane::WiredPod;
 use crate::ipam_service::journal::Found;
-use crate::ipam_service::{IpamService, LeaseFacts};
+use crate::ipam_service::{IpamService, LeaseFacts, Registry};
 
 /// A lease without an interface is given this long: its ADD may be under way.
 const GRACE: Duration = Duration::from_secs(120);
@@ -162,40 +163,11 @@ fn fate(ledger: &Ledger, me: NodeId, address: IpAddr) -> Fate {
 }
 
 impl App {
-    /// Leases outside own blocks (after an eviction, or with the state lost):
-    /// gets their addresses back where the ledger still can, else says which
-    /// pods must restart.
+    /// Leases outside own blocks: gets their addresses back where the ledger
+    /// still can, else says which pods must restart.
     async fn foreign_leases(&self) {
         use weft_proto::api::{Condition, Health};
-        use weft_proto::ledger::{Op, Outcome};
-        let ledger = self.consensus.ledger();
-        if ledger.member(self.me).is_none() || self.ipam.is_leaving() {
-            return;
-        }
-        let mut lost = Vec::new();
-        for (key, address) in self.ipam.stand().foreign {
-            match fate(&ledger, self.me, address) {
-                // The lease table is about to hear of it.
-                Fate::Ours => continue,
-                Fate::Lost(why) => {
-                    lost.push(format!("{key} ({address}: {why})"));
-                    continue;
-                }
-                Fate::Claimable => {}
-            }
-            let op = Op::Claim { node: self.me, address };
-            let request = self.registry.next_request();
-            match self.registry.propose(request, op, Duration::from_secs(3)).await {
-                Ok((_, Outcome::Granted(_))) => {
-                    self.ipam.follow(&self.consensus.ledger());
-                    tracing::info!(%address, attachment = %key, "address of a living pod claimed back");
-                }
-                Ok((_, Outcome::Refused(why))) => lost.push(format!("{key} ({address}: {why})")),
-                Ok(_) => {}
-                // No quorum: asking for the next one would only take as long again.
-                Err(_) => return,
-            }
-        }
+        let Some(lost) = reclaim(self.me, &self.ipam, self.registry.as_ref()).await else { return };
         let condition = (!lost.is_empty()).then(|| Condition {
             health: Health::Degraded,
             reason: "ForeignLease".into(),
@@ -209,11 +181,50 @@ impl App {
     }
 }
 
+/// Claims addresses of leases outside own blocks (after an eviction, or with
+/// the state lost). What cannot be had back, and why; `None` if that cannot be
+/// said now.
+pub(crate) async fn reclaim(
+    me: NodeId,
+    ipam: &IpamService,
+    registry: &dyn Registry,
+) -> Option<Vec<String>> {
+    let ledger = registry.ledger();
+    if ledger.member(me).is_none() || ipam.is_leaving() {
+        return None;
+    }
+    let mut lost = Vec::new();
+    for (key, address) in ipam.stand().foreign {
+        match fate(&ledger, me, address) {
+            // The lease table is about to hear of it.
+            Fate::Ours => continue,
+            Fate::Lost(why) => {
+                lost.push(format!("{key} ({address}: {why})"));
+                continue;
+            }
+            Fate::Claimable => {}
+        }
+        let op = Op::Claim { node: me, address };
+        let request = registry.next_request();
+        match registry.propose(request, op, Duration::from_secs(3)).await {
+            Ok((_, Outcome::Granted(_))) => {
+                ipam.follow(&registry.ledger());
+                tracing::info!(%address, attachment = %key, "address of a living pod claimed back");
+            }
+            Ok((_, Outcome::Refused(why))) => lost.push(format!("{key} ({address}: {why})")),
+            Ok(_) => {}
+            // No quorum: asking for the next one would only take as long again.
+            Err(_) => return None,
+        }
+    }
+    Some(lost)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use weft_proto::id::{ClusterId, RequestId};
-    use weft_proto::ledger::{Command, Op};
+    use weft_proto::ledger::Command;
 
     #[test]
     fn what_can_become_of_a_foreign_lease() {

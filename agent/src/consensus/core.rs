@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ipnet::IpNet;
 use openraft::{Config, SnapshotPolicy};
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 use weft_proto::id::{NodeId, RequestId};
 use weft_proto::wire::v1::LedgerHead;
 
@@ -106,7 +107,7 @@ impl Core {
     ) -> Result<Self, ConsensusError> {
         let plan = config.founding.plan(config.me, &config.name)?;
         let (dir, me) = (config.state_dir.clone(), config.me);
-        let db = tokio::task::spawn_blocking(move || Db::open(&dir, me))
+        let db = crate::host::blocking(move || Db::open(&dir, me))
             .await
             .map_err(|e| ConsensusError::Engine(e.to_string()))??;
         let replica = Arc::new(Replica::load(db.clone()).await?);

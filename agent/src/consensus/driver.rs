@@ -2,9 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use openraft::ChangeMembers;
+use rand::Rng;
+use tokio::time::Instant;
 use weft_proto::id::{ClusterId, RaftId};
 use weft_proto::ledger::Op;
 
@@ -65,7 +67,7 @@ pub(crate) async fn lead(core: Arc<Core>) {
 impl Core {
     async fn found_ledger(&self, running: &Running) {
         let op = Op::Found {
-            cluster: ClusterId(rand::random()),
+            cluster: ClusterId(crate::host::rng().random()),
             ranges: self.config.ranges.clone(),
             quarantine_ms: u64::try_from(self.config.quarantine.as_millis()).unwrap_or(u64::MAX),
         };

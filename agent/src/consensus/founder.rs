@@ -1,9 +1,10 @@
 //! Founding and joining: the two tasks that make this node part of a cluster.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use weft_proto::frame::Frame;
 use weft_proto::id::NodeId;
 use weft_proto::ledger::{Op, Outcome};
@@ -13,6 +14,7 @@ use super::core::{Core, Running};
 use super::error::ConsensusError;
 use super::founding::{Answer, SETTLE, Step, decide};
 use super::store::Seated;
+use crate::host;
 
 /// Pause between two rounds of questions.
 const ROUND: Duration = Duration::from_millis(400);
@@ -128,7 +130,7 @@ impl Core {
         let mut calls = JoinSet::new();
         for (_, node) in nodes.into_iter().take(ASKED) {
             let (core, frame, name) = (self.clone(), frame.clone(), view.name_of(node));
-            calls.spawn(async move {
+            host::spawn_in(&mut calls, async move {
                 let reply = core.net.call(node, frame, ASK).await.ok()?;
                 let state: FoundingState = reply.decode().ok()?;
                 Some(Answer { node, name, state })

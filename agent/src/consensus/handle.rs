@@ -17,6 +17,7 @@ use super::recover::RecoverError;
 use super::service::ConsensusService;
 use super::voters::{Claim, believed};
 use super::{driver, founder, sync};
+use crate::host;
 use crate::mesh::net::{Liveness, PeerNet, Service};
 
 /// Starts consensus.
@@ -32,12 +33,12 @@ impl Consensus {
         let (heads, queue) = mpsc::channel(sync::QUEUE);
         let core = Arc::new(Core::load(config, net, heads).await?);
         let mut tasks = JoinSet::new();
-        tasks.spawn(watch_view(core.clone()));
-        tasks.spawn(sync::follow(core.clone(), queue));
-        tasks.spawn(sync::spread(core.clone()));
-        tasks.spawn(founder::found(core.clone()));
-        tasks.spawn(founder::join(core.clone()));
-        tasks.spawn(driver::lead(core.clone()));
+        host::spawn_in(&mut tasks, watch_view(core.clone()));
+        host::spawn_in(&mut tasks, sync::follow(core.clone(), queue));
+        host::spawn_in(&mut tasks, sync::spread(core.clone()));
+        host::spawn_in(&mut tasks, founder::found(core.clone()));
+        host::spawn_in(&mut tasks, founder::join(core.clone()));
+        host::spawn_in(&mut tasks, driver::lead(core.clone()));
         let service: Arc<dyn Service> = Arc::new(ConsensusService(core.clone()));
         Ok((ConsensusHandle { core, tasks: Arc::new(Mutex::new(Some(tasks))) }, service))
     }

@@ -24,6 +24,8 @@ mod recover;
 mod replica;
 mod seats;
 mod service;
+#[cfg(test)]
+mod simulated;
 mod store;
 mod sync;
 #[cfg(test)]

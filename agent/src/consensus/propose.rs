@@ -1,9 +1,10 @@
 //! Bringing a command to the leader, from wherever it is asked.
 
 use std::sync::PoisonError;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use rand::seq::SliceRandom;
+use tokio::time::Instant;
 use weft_proto::frame::Frame;
 use weft_proto::id::{NodeId, RequestId};
 use weft_proto::ledger::{Command, Op, Outcome};
@@ -107,7 +108,7 @@ impl Core {
             .filter(|(node, m)| usable(node) && m.record.raft_id.is_some())
             .map(|(node, _)| *node)
             .collect();
-        voters.shuffle(&mut rand::rng());
+        voters.shuffle(&mut crate::host::rng());
         let preferred = voters
             .iter()
             .find(|node| view.members.get(*node).is_some_and(|m| m.liveness == Liveness::Alive));
@@ -130,7 +131,7 @@ impl Core {
         op: Op,
         patience: Duration,
     ) -> Result<(u64, Outcome), String> {
-        let command = Command { request, at_ms: now_ms(), op: self.vet(op) };
+        let command = Command { request, at_ms: crate::host::now_ms(), op: self.vet(op) };
         let write = running.engine.client_write(Proposal(command));
         match tokio::time::timeout(patience, write).await {
             Err(_) => Err(format!("not committed within {patience:?}")),
@@ -192,7 +193,8 @@ impl Core {
         let Some(running) = self.running() else {
             return Err(no_leader("this node is not a voter".to_owned()));
         };
-        if !may_ask(from, &message) && !(message.hops > 1 && self.is_seated(&running, from)) {
+        let passed_on = message.hops > 1 && self.is_seated(&running, from);
+        if !(passed_on || may_ask(from, &message)) {
             let name = self.net.view().name_of(from);
             tracing::warn!(%from, "refused: {name} proposes in the name of another node");
             return Err(failure(
@@ -264,12 +266,6 @@ fn may_ask(from: NodeId, message: &Propose) -> bool {
         Op::Found { .. } => return false,
     };
     subject == from && message.request.node == from
-}
-
-fn now_ms() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use openraft::{CommittedLeaderId, Membership};
+use rand::Rng;
 use weft_proto::id::{FoundingId, RaftId};
 
 use super::core::{Core, Running};
@@ -80,7 +81,7 @@ impl Core {
             last_membership: StoredMembership::new(Some(last), membership),
             snapshot_id: format!("recovered-{}", start + JUMP),
         };
-        let seated = Seated { raft_id: me, founding: FoundingId(rand::random()) };
+        let seated = Seated { raft_id: me, founding: FoundingId(crate::host::rng().random()) };
         let data = ledger.encode();
         let reset = Reset {
             seated,

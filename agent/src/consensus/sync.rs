@@ -67,7 +67,7 @@ impl Core {
             .keys()
             .filter(|node| **node != me && view.is_alive(**node))
             .copied()
-            .choose_multiple(&mut rand::rng(), count)
+            .choose_multiple(&mut crate::host::rng(), count)
     }
 
     fn somebody(&self) -> Option<NodeId> {

@@ -47,7 +47,14 @@ openraft::declare_raft_types!(
         NodeId = RaftId,
         Node = Seat,
         SnapshotData = Cursor<Vec<u8>>,
+        AsyncRuntime = Runtime,
 );
+
+/// What the engine runs on.
+#[cfg(not(test))]
+pub(crate) type Runtime = openraft::TokioRuntime;
+#[cfg(test)]
+pub(crate) type Runtime = crate::sim::runtime::SimRuntime;
 
 /// A running consensus engine.
 pub(crate) type Engine = openraft::Raft<TypeConfig>;

@@ -135,7 +135,7 @@ impl Donations {
         // The disk may be slow. If the asker hangs up meanwhile, the promise
         // is still either written, and settled later, or taken back.
         let (promises, desk) = (Arc::clone(&self.promises), Arc::clone(&self.desk));
-        let written = tokio::task::spawn_blocking(move || {
+        let written = crate::host::blocking(move || {
             let written = lock(&promises).add(promise).map_err(|e| e.to_string());
             if written.is_err() {
                 lock(&desk).void.push(promise);
@@ -173,7 +173,7 @@ impl Donations {
             drop(turn);
             Ok(())
         };
-        tokio::task::spawn_blocking(strike).await.map_err(|e| e.to_string())?
+        crate::host::blocking(strike).await.map_err(|e| e.to_string())?
     }
 
     /// Proposes the transfer, as often as it takes, and strikes the promise

@@ -8,9 +8,11 @@
 //! not take them for never used, and hand out at once what others may still send to.
 
 use std::collections::{BTreeMap, VecDeque};
+#[cfg(not(test))]
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::net::IpAddr;
+#[cfg(not(test))]
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -19,6 +21,8 @@ use weft_proto::api::LeaseInfo;
 use weft_proto::attachment::AttachmentKey;
 
 use crate::files::{seal, unseal};
+#[cfg(test)]
+use crate::sim::fs::{self, File, OpenOptions};
 
 /// Lines beyond the live leases after which the journal is rewritten.
 const SLACK: usize = 4096;

@@ -9,13 +9,15 @@ pub mod intents;
 pub mod journal;
 mod leases;
 mod ports;
+#[cfg(test)]
+pub(crate) mod simulated;
 pub mod supplier;
 pub mod supply;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use ipnet::IpNet;
 use tokio::sync::Notify;
@@ -85,8 +87,7 @@ pub fn http_key(id: &str) -> AttachmentKey {
 
 /// Unix time in milliseconds.
 pub fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    crate::host::now_ms()
 }
 
 /// Why requests of a family cannot be served right now.

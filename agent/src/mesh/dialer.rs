@@ -21,16 +21,16 @@ use super::state::{DialState, State, canonical, lock};
 use super::targets::{Phase, resolve};
 
 /// Up to so many members, everybody is connected to everybody.
-const FULL_MESH: usize = 16;
+pub(super) const FULL_MESH: usize = 16;
 /// Beyond that, so many random connections are kept.
-const ACTIVE: usize = 8;
+pub(super) const ACTIVE: usize = 8;
 /// Beyond that, connections unused for so long are closed.
 const IDLE_OUT: Duration = Duration::from_secs(20);
 /// Dials of one round of maintenance: paced, so that a restart is no storm.
-const PER_ROUND: usize = 4;
+pub(super) const PER_ROUND: usize = 4;
 /// Time between two targets of a long list, on average.
 const PACE: Duration = Duration::from_millis(5);
-const ROUND: Duration = Duration::from_secs(1);
+pub(super) const ROUND: Duration = Duration::from_secs(1);
 
 fn has_room(state: &State) -> bool {
     lock(&state.pool).has_room(state.conn_limit)

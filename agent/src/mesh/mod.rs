@@ -25,6 +25,8 @@ pub mod identity;
 pub mod net;
 mod pool;
 mod records;
+#[cfg(test)]
+pub(crate) mod simulated;
 mod state;
 mod stream;
 mod swim;

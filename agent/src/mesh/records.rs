@@ -174,15 +174,17 @@ impl Records {
         offer
     }
 
-    /// A connection to the node begins: what it says of itself is heard anew.
+    /// A connection to the node begins: what it says of itself then stands, whatever is
+    /// known.
     pub(super) fn connected(&mut self, node: NodeId) {
         self.first_hand.remove(&node);
     }
 
-    /// True if others say something newer of a node than it said itself.
+    /// True if others say something newer of a known node. While it is connected, it is
+    /// asked instead: if what is known is the truth it has nothing to add, if not it
+    /// says so.
     pub(super) fn is_hearsay(&self, record: &NodeRecord) -> bool {
-        self.first_hand.contains(&record.node)
-            && self.records.get(&record.node).is_some_and(|known| stamp(known) < stamp(record))
+        self.records.get(&record.node).is_some_and(|known| stamp(known) < stamp(record))
     }
 
     /// Forgets an evicted node; its record is refused until a life that began

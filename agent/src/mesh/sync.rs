@@ -17,14 +17,14 @@ use super::state::{State, lock};
 use super::swim::Input;
 
 /// To how many peers fresh records are pushed.
-const FAN_OUT: usize = 4;
+pub(super) const FAN_OUT: usize = 4;
 /// Fresh records are collected for this long before they are pushed.
-const COALESCE: Duration = Duration::from_millis(50);
+pub(super) const COALESCE: Duration = Duration::from_millis(50);
 /// Records per rumor: far below its limit even if all are of the longest.
-const RUMOR: usize = 200;
+pub(super) const RUMOR: usize = 200;
 /// Nodes of whom others say something newer that are asked in one round.
-const DOUBTED: usize = 8;
-const PATIENCE: Duration = Duration::from_secs(5);
+pub(super) const DOUBTED: usize = 8;
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Answers a digest.
 pub(super) fn answer(state: &State, conn: &Conn, digest: &SyncDigest) -> SyncReply {
@@ -57,8 +57,8 @@ pub(super) async fn exchange(state: &Arc<State>, conn: &Arc<Conn>) {
     }
 }
 
-/// Takes records in; fresh ones are pushed on. What others say of a node that is
-/// connected, and has spoken for itself, counts as a hint to ask that node.
+/// Takes records in; fresh ones are pushed on. What others say of a node that is known
+/// and connected counts as a hint to ask that node.
 pub(super) fn take_records(state: &State, from: NodeId, records: Vec<NodeRecord>) {
     let mut fresh = Vec::new();
     let mut overtaken = None;
@@ -163,7 +163,7 @@ pub(super) async fn rumor_loop(state: Arc<State>) {
 
 /// Pause between digest exchanges: a second while digests are small, up to
 /// ten when there are thousands of records. `random` in 0..1.
-fn interval(records: usize, random: f64) -> Duration {
+pub(super) fn interval(records: usize, random: f64) -> Duration {
     let scale = (u32::try_from(records).map_or(10.0, f64::from) / 128.0).clamp(1.0, 10.0);
     Duration::from_secs_f64(scale * (0.75 + random.clamp(0.0, 1.0) / 2.0))
 }

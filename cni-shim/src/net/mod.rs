@@ -5,7 +5,7 @@ mod plumb;
 mod routing;
 mod socket;
 mod tbf;
-mod view;
+pub(crate) mod view;
 
 pub(crate) use message::PodRoute;
 pub(crate) use plumb::{Plan, Wiring, clear};

@@ -4,7 +4,7 @@
 use std::net::IpAddr;
 
 /// Type and value of each attribute; ends at the first malformed one.
-pub(crate) fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+pub fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     std::iter::from_fn(move || {
         let length = u16::from_ne_bytes(bytes.get(..2)?.try_into().ok()?) as usize;
         let kind = u16::from_ne_bytes(bytes.get(2..4)?.try_into().ok()?);
@@ -33,7 +33,7 @@ fn address(value: &[u8]) -> Option<IpAddr> {
 
 /// A link.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(crate) struct LinkView {
+pub struct LinkView {
     /// Index.
     pub index: u32,
     /// Name.
@@ -56,7 +56,7 @@ pub(crate) struct LinkView {
 
 impl LinkView {
     /// From RTM_NEWLINK.
-    pub(crate) fn parse(payload: &[u8]) -> Option<Self> {
+    pub fn parse(payload: &[u8]) -> Option<Self> {
         const HEADER: usize = 16;
         const IFF_UP: u32 = 1;
         let mut link = Self {
@@ -86,7 +86,7 @@ impl LinkView {
 
 /// An address on a link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct AddressView {
+pub struct AddressView {
     /// Link.
     pub link: u32,
     /// Address.
@@ -97,7 +97,7 @@ pub(crate) struct AddressView {
 
 impl AddressView {
     /// From RTM_NEWADDR.
-    pub(crate) fn parse(payload: &[u8]) -> Option<Self> {
+    pub fn parse(payload: &[u8]) -> Option<Self> {
         let (prefix, link) = (*payload.get(1)?, number(payload.get(4..8)?)?);
         let mut found = None;
         for (kind, value) in attributes(payload.get(8..)?) {
@@ -114,7 +114,7 @@ impl AddressView {
 
 /// A route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct RouteView {
+pub struct RouteView {
     /// Destination; `None` for the default route.
     pub dst: Option<IpAddr>,
     /// Prefix length.
@@ -129,7 +129,7 @@ pub(crate) struct RouteView {
 
 impl RouteView {
     /// From RTM_NEWROUTE.
-    pub(crate) fn parse(payload: &[u8]) -> Option<Self> {
+    pub fn parse(payload: &[u8]) -> Option<Self> {
         let mut route = Self {
             dst: None,
             prefix: *payload.get(1)?,
@@ -152,7 +152,7 @@ impl RouteView {
 
 /// A neighbour.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct NeighbourView {
+pub struct NeighbourView {
     /// Link.
     pub link: u32,
     /// NUD_PERMANENT.
@@ -165,7 +165,7 @@ pub(crate) struct NeighbourView {
 
 impl NeighbourView {
     /// From RTM_NEWNEIGH; `None` for forwarding entries of bridges.
-    pub(crate) fn parse(payload: &[u8]) -> Option<Self> {
+    pub fn parse(payload: &[u8]) -> Option<Self> {
         const NUD_PERMANENT: u16 = 0x80;
         let link = number(payload.get(4..8)?)?;
         let state = u16::from_ne_bytes(payload.get(8..10)?.try_into().ok()?);

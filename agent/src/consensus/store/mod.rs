@@ -8,6 +8,8 @@ mod machine;
 #[cfg(test)]
 mod tests;
 
+#[cfg(not(test))]
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
@@ -21,6 +23,9 @@ use weft_proto::wire::v1::LedgerHead;
 
 pub(crate) use log::LogStore;
 pub(crate) use machine::Machine;
+
+#[cfg(test)]
+use crate::sim::fs::{self, create_database, open_database};
 
 use super::error::StoreError;
 use super::types::{SnapshotMeta, Vote, decode, encode};
@@ -84,12 +89,12 @@ impl Db {
     /// Opens the store in `state_dir`, or makes it. Blocking.
     pub(crate) fn open(state_dir: &Path, me: NodeId) -> Result<Self, StoreError> {
         let path = state_dir.join(FILE);
-        if !path.exists() {
+        if !fs::exists(&path).unwrap_or(false) {
             create(state_dir, &path, me)?;
         }
         // A damaged file must end as an error of ours, even where redb asserts.
         let opened = std::panic::catch_unwind(|| -> Result<Database, redb::Error> {
-            let mut db = Database::open(&path)?;
+            let mut db = open_database(&path)?;
             if !db.check_integrity()? {
                 return Err(redb::Error::Corrupted("integrity check failed".to_owned()));
             }
@@ -123,7 +128,7 @@ impl Db {
         F: FnOnce(&Self) -> Result<T, StoreError> + Send + 'static,
     {
         let db = self.clone();
-        match tokio::task::spawn_blocking(move || access(&db)).await {
+        match crate::host::blocking(move || access(&db)).await {
             Ok(result) => result,
             Err(e) => Err(self.refused("access", &e)),
         }
@@ -337,13 +342,23 @@ impl Db {
     }
 }
 
+#[cfg(not(test))]
+fn create_database(path: &Path) -> Result<Database, redb::DatabaseError> {
+    Database::create(path)
+}
+
+#[cfg(not(test))]
+fn open_database(path: &Path) -> Result<Database, redb::DatabaseError> {
+    Database::open(path)
+}
+
 /// Makes a complete store under another name first: a file under the real name
 /// is always one that was once complete, so an empty one is damage.
 fn create(state_dir: &Path, path: &Path, me: NodeId) -> Result<(), StoreError> {
     let fail =
         |what: &'static str, why: String| StoreError::Io { what, path: path.to_owned(), why };
     let fresh = state_dir.join(format!("{FILE}.new"));
-    match std::fs::remove_file(&fresh) {
+    match fs::remove_file(&fresh) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
             return Err(fail("create", e.to_string()));
         }
@@ -351,7 +366,7 @@ fn create(state_dir: &Path, path: &Path, me: NodeId) -> Result<(), StoreError> {
     }
     let owner = encode(&me).map_err(|e| fail("create", e.to_string()))?;
     let step = || -> Result<(), redb::Error> {
-        let db = Database::create(&fresh)?;
+        let db = create_database(&fresh)?;
         crate::files::make_private(&fresh)?;
         let mut txn = db.begin_write()?;
         txn.set_two_phase_commit(true);
@@ -363,8 +378,8 @@ fn create(state_dir: &Path, path: &Path, me: NodeId) -> Result<(), StoreError> {
         Ok(())
     };
     step().map_err(|e| fail("create", e.to_string()))?;
-    std::fs::rename(&fresh, path).map_err(|e| fail("create", e.to_string()))?;
-    std::fs::File::open(state_dir)
+    fs::rename(&fresh, path).map_err(|e| fail("create", e.to_string()))?;
+    fs::File::open(state_dir)
         .and_then(|dir| dir.sync_all())
         .map_err(|e| fail("create", e.to_string()))
 }

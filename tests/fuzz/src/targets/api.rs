@@ -6,7 +6,6 @@ use weft_agent::api::{Token, fuzzing::serve_bytes};
 use weft_agent::config::Callers;
 
 use super::backend::Counting;
-use super::shim_http;
 
 /// What an input writes where the token belongs.
 const MARK: &[u8] = b"$TOKEN";
@@ -147,7 +146,7 @@ pub(super) fn answers() -> Vec<Vec<u8>> {
 /// and what is refused is refused whatever follows.
 pub(super) fn client(bytes: &[u8]) {
     const LONGEST: usize = (1 << 20) + (16 << 10);
-    let whole = shim_http::parse(bytes, true);
+    let whole = weft_cni_shim::fuzzing::parse(bytes, true);
     if let Ok(Some(response)) = &whole {
         assert!((200..=599).contains(&response.status));
         assert!(response.body.len() <= bytes.len() && response.body.len() <= LONGEST);
@@ -155,7 +154,7 @@ pub(super) fn client(bytes: &[u8]) {
     assert!(!matches!(whole, Ok(None)), "closed is the end");
     let mut done = None;
     for cut in 0..=bytes.len() {
-        match (shim_http::parse(&bytes[..cut], false), &done) {
+        match (weft_cni_shim::fuzzing::parse(&bytes[..cut], false), &done) {
             (Ok(Some(response)), None) => done = Some(response),
             (Ok(Some(response)), Some(first)) => assert_eq!(&response, first),
             (_, Some(_)) => unreachable!("what was complete no longer is"),
@@ -166,6 +165,6 @@ pub(super) fn client(bytes: &[u8]) {
             }
         }
     }
-    let segment = shim_http::segment(&String::from_utf8_lossy(bytes));
+    let segment = weft_cni_shim::fuzzing::segment(&String::from_utf8_lossy(bytes));
     assert!(segment.bytes().all(|b| b.is_ascii_graphic() && b != b'/' && b != b'?'));
 }

@@ -6,7 +6,7 @@ use weft_agent::dataplane::fuzzing::links as agent_links;
 use weft_proto::attachment::{ALIAS_MAX, Alias, AttachmentKey};
 use weft_proto::cni::{CniError, Command, Conf, Env, Outcome, SpecVersion, parse_args};
 
-use super::shim_view::{AddressView, LinkView, NeighbourView, RouteView, attributes};
+use weft_cni_shim::fuzzing::{AddressView, LinkView, NeighbourView, RouteView, attributes};
 
 fn named(error: &CniError) {
     assert!(error.code > 0 && !error.msg.is_empty());
@@ -41,7 +41,7 @@ pub(super) fn conf(bytes: &[u8]) {
             // No DNS is told as empty DNS.
             match told.as_object().map(Outcome::parse) {
                 Some(Ok(again)) => {
-                    assert_eq!(Outcome { dns: outcome.dns.clone(), ..again }, outcome)
+                    assert_eq!(Outcome { dns: outcome.dns.clone(), ..again }, outcome);
                 }
                 other => unreachable!("{other:?} of {told}"),
             }

@@ -12,15 +12,6 @@ use weft_agent::{consensus, dataplane, mesh, policy};
 
 use crate::Target;
 
-/// The agent of a shim: its HTTP answers, and what the kernel says to it. The shim
-/// is a program without a library, so its files are read where they are.
-#[path = "../../../../cni-shim/src/http.rs"]
-#[allow(dead_code, unreachable_pub, reason = "only the readers are called")]
-mod shim_http;
-#[path = "../../../../cni-shim/src/net/view.rs"]
-#[allow(dead_code, unreachable_pub, reason = "only the readers are called")]
-mod shim_view;
-
 const fn target(name: &'static str, run: fn(&[u8]), seeds: fn() -> Vec<Vec<u8>>) -> Target {
     Target { name, run, seeds, longest: 4096 }
 }

@@ -1,0 +1,32 @@
+//! What a simulation looks at.
+
+use weft_proto::id::{FoundingId, NodeId, RaftId};
+
+use super::ConsensusHandle;
+
+impl ConsensusHandle {
+    /// Founding, term and seat, if this node leads.
+    pub(crate) fn leads(&self) -> Option<(FoundingId, u64, RaftId)> {
+        let running = self.core.running()?;
+        let seated = running.seated;
+        let metrics = running.metrics();
+        let leads = running.leads() && metrics.state == openraft::ServerState::Leader;
+        leads.then_some((seated.founding, metrics.current_term, seated.raft_id))
+    }
+
+    /// The sets of voters as this node's engine knows them (two while one
+    /// becomes another), by who sits there.
+    pub(crate) fn seats(&self) -> Option<Vec<Vec<Option<NodeId>>>> {
+        let running = self.core.running()?;
+        let metrics = running.metrics();
+        let membership = metrics.membership_config.membership();
+        let holder = |id: &RaftId| {
+            if *id == running.seated.raft_id {
+                return Some(self.core.config.me);
+            }
+            self.core.seats.holder(*id, membership.get_node(id)?)
+        };
+        let sets = membership.get_joint_config().iter();
+        Some(sets.map(|voters| voters.iter().map(holder).collect()).collect())
+    }
+}

@@ -1,0 +1,380 @@
+//! What must never happen, checked whenever anything changes.
+//!
+//! *History*: the first replica to publish a position says what the ledger is
+//! there; every other one must agree, for all time, also after it lost power.
+//! From it follow who owns what, who was evicted and what rests.
+//!
+//! An address may be in use on a machine that does not own it in one case
+//! only: its block was taken from that machine by an eviction. Nobody else gets
+//! the block before the quarantine has passed (by the ledger's clock); what the
+//! evicted machine does after that without having heard of its eviction is the
+//! operator's risk (`rmpeer` is refused for a machine that is alive). Once it
+//! has heard, it leases nothing more from there.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use ipnet::IpNet;
+use weft_ipam::ledger::Ledger;
+use weft_proto::id::{FoundingId, NodeId, RaftId, RequestId};
+use weft_proto::ledger::{Op, Outcome};
+
+use super::trace::Trace;
+
+/// Positions by which a recovery jumps ahead; beyond half of it, one has happened.
+const JUMP: u64 = 1 << 20;
+
+/// A block taken from a node by its eviction.
+#[derive(Debug, Clone)]
+struct Taken {
+    prefix: IpNet,
+    former: NodeId,
+    until_ms: u64,
+    /// Somebody owns it again.
+    over: bool,
+}
+
+#[derive(Default)]
+struct State {
+    broken: Option<String>,
+    history: BTreeMap<u64, Arc<Ledger>>,
+    /// The furthest ledger anybody has shown.
+    newest: Arc<Ledger>,
+    taken: Vec<Taken>,
+    owners: BTreeMap<(IpNet, u64), NodeId>,
+    leaders: BTreeMap<(FoundingId, u64), RaftId>,
+    /// Furthest position each node has shown.
+    shown: BTreeMap<NodeId, u64>,
+    /// Answers not seen in the history yet.
+    promised: Vec<(u64, NodeId, Outcome)>,
+    /// Requests for blocks, by who is to get them.
+    asked: BTreeMap<NodeId, BTreeSet<RequestId>>,
+    /// Every request, with the life that made it.
+    requests: BTreeMap<RequestId, (u64, Op)>,
+    /// Positions at which a node was given something.
+    gained: BTreeMap<NodeId, BTreeSet<u64>>,
+    /// What a recovery left behind.
+    forsaken: BTreeSet<(IpNet, NodeId)>,
+    may_recover: bool,
+}
+
+/// See the module.
+pub(crate) struct Checker {
+    state: Mutex<State>,
+    trace: Arc<Trace>,
+}
+
+fn overlap(a: &IpNet, b: &IpNet) -> bool {
+    a.contains(b) || b.contains(a)
+}
+
+impl Checker {
+    pub(crate) fn new(trace: Arc<Trace>) -> Arc<Self> {
+        Arc::new(Self { state: Mutex::default(), trace })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap()
+    }
+
+    /// What is broken, once something is.
+    pub(crate) fn broken(&self) -> Option<String> {
+        self.lock().broken.clone()
+    }
+
+    /// Something is.
+    pub(crate) fn fail(&self, what: impl Into<String>) {
+        let what = what.into();
+        self.trace.say(|| format!("BROKEN {what}"));
+        self.lock().broken.get_or_insert(what);
+    }
+
+    /// The furthest ledger anybody has shown.
+    pub(crate) fn newest(&self) -> Arc<Ledger> {
+        Arc::clone(&self.lock().newest)
+    }
+
+    /// The operator gives up what the survivors do not know.
+    pub(crate) fn may_recover(&self) {
+        self.lock().may_recover = true;
+    }
+
+    /// A replica of `node` shows a ledger.
+    pub(crate) fn shown(&self, node: NodeId, ledger: &Arc<Ledger>) {
+        let at = ledger.head().index;
+        if at == 0 {
+            return;
+        }
+        let wrong = self.lock().show(node, at, ledger);
+        if let Err(why) = wrong {
+            self.fail(why);
+        }
+    }
+
+    /// A replica of `node` was read from disk.
+    pub(crate) fn loaded(&self, node: NodeId, ledger: &Arc<Ledger>) {
+        let at = ledger.head().index;
+        let before = self.lock().shown.get(&node).copied().unwrap_or(0);
+        if at < before {
+            let node = node.short();
+            self.fail(format!(
+                "acknowledged ledger lost: {node} had shown position {before}, its disk has {at}"
+            ));
+        }
+        self.shown(node, ledger);
+    }
+
+    /// A node leads.
+    pub(crate) fn leads(&self, founding: FoundingId, term: u64, seat: RaftId) {
+        let before = *self.lock().leaders.entry((founding, term)).or_insert(seat);
+        if before != seat {
+            let (a, b) = (before.short(), seat.short());
+            self.fail(format!("two leaders in term {term}: {a} and {b}"));
+        }
+    }
+
+    /// A life of an agent asks the ledger.
+    pub(crate) fn asked(&self, life: u64, request: RequestId, op: &Op) {
+        let wrong = {
+            let mut state = self.lock();
+            let to = match op {
+                Op::Acquire { node, .. } | Op::Claim { node, .. } => Some(*node),
+                Op::Transfer { to, .. } => Some(*to),
+                _ => None,
+            };
+            if let Some(to) = to {
+                state.asked.entry(to).or_default().insert(request);
+            }
+            let before = state.requests.entry(request).or_insert_with(|| (life, op.clone()));
+            (before.0 != life || before.1 != *op)
+                .then(|| format!("request {request:?} was {:?} once and is {op:?} now", before.1))
+        };
+        if let Some(why) = wrong {
+            self.fail(why);
+        }
+    }
+
+    /// The ledger has answered `node`.
+    pub(crate) fn answered(&self, node: NodeId, at: u64, outcome: &Outcome, ledger: &Ledger) {
+        let wrong = {
+            let mut state = self.lock();
+            let behind = (ledger.head().index < at).then(|| {
+                format!("answer of position {at} given to {} before it is there", node.short())
+            });
+            state.promised.push((at, node, outcome.clone()));
+            behind.or_else(|| state.keep().err())
+        };
+        if let Some(why) = wrong {
+            self.fail(why);
+        }
+    }
+
+    /// A machine leases an address as `node`, which follows `ledger`.
+    pub(crate) fn leased(&self, node: NodeId, address: IpAddr, ledger: &Ledger) {
+        let owner = ledger.owner_of(address).map(|block| block.owner);
+        if owner != Some(node) {
+            let why = match owner {
+                Some(other) => format!("belongs to {}", other.short()),
+                None => "belongs to nobody".to_owned(),
+            };
+            let (node, at) = (node.short(), ledger.head().index);
+            self.fail(format!("{node} leases {address}, which by its ledger (at {at}) {why}"));
+        }
+    }
+
+    /// All that is in use: (machine, identities it has had, address).
+    pub(crate) fn in_use<'a>(&self, uses: impl Iterator<Item = (usize, &'a [NodeId], IpAddr)>) {
+        let wrong = {
+            let state = self.lock();
+            let mut seen: BTreeMap<IpAddr, (usize, bool)> = BTreeMap::new();
+            let mut wrong = None;
+            for (machine, identities, address) in uses {
+                let owner = state.newest.owner_of(address).map(|block| block.owner);
+                let owns = owner.is_some_and(|owner| identities.contains(&owner));
+                if !owns && !state.was_taken(identities, address) {
+                    let owner = owner.map_or_else(|| "nobody".to_owned(), |o| o.short());
+                    wrong = Some(format!(
+                        "{address} is in use on machine {machine}, belongs to {owner}, and was never taken from the machine"
+                    ));
+                    break;
+                }
+                if let Some((other, other_owns)) = seen.insert(address, (machine, owns))
+                    && other != machine
+                    && owns
+                    && other_owns
+                {
+                    wrong = Some(format!("{address} is in use on machines {other} and {machine}"));
+                    break;
+                }
+            }
+            wrong
+        };
+        if let Some(why) = wrong {
+            self.fail(why);
+        }
+    }
+
+    /// True if something of the address was taken from one of these by an eviction.
+    pub(crate) fn excused(&self, identities: &[NodeId], address: IpAddr) -> bool {
+        self.lock().was_taken(identities, address)
+    }
+}
+
+impl State {
+    fn was_taken(&self, identities: &[NodeId], address: IpAddr) -> bool {
+        let by_eviction = self
+            .taken
+            .iter()
+            .any(|taken| taken.prefix.contains(&address) && identities.contains(&taken.former));
+        let by_recovery = self
+            .forsaken
+            .iter()
+            .any(|(prefix, owner)| prefix.contains(&address) && identities.contains(owner));
+        by_eviction || by_recovery
+    }
+
+    fn show(&mut self, node: NodeId, at: u64, ledger: &Arc<Ledger>) -> Result<(), String> {
+        let shown = self.shown.entry(node).or_default();
+        if *shown > at {
+            return Err(format!("{} goes back from position {shown} to {at}", node.short()));
+        }
+        *shown = at;
+        if let Some(known) = self.history.get(&at) {
+            if Arc::ptr_eq(known, ledger) || known == ledger {
+                return Ok(());
+            }
+            return Err(format!(
+                "two histories: the ledger of {} at position {at} is not that of others",
+                node.short()
+            ));
+        }
+        self.history.insert(at, Arc::clone(ledger));
+        self.disjoint(ledger)?;
+        if at > self.newest.head().index {
+            let before = std::mem::replace(&mut self.newest, Arc::clone(ledger));
+            self.advance(&before, ledger)?;
+        }
+        self.keep()
+    }
+
+    /// No block has two owners at one epoch, and none overlap.
+    fn disjoint(&mut self, ledger: &Ledger) -> Result<(), String> {
+        let mut last: Option<IpNet> = None;
+        for block in ledger.blocks() {
+            if let Some(last) = last.filter(|last| overlap(last, &block.prefix)) {
+                return Err(format!("blocks {last} and {} overlap", block.prefix));
+            }
+            last = Some(block.prefix);
+            let owner = *self.owners.entry((block.prefix, block.epoch)).or_insert(block.owner);
+            if owner != block.owner {
+                return Err(format!(
+                    "block {} of epoch {} belongs to {} and to {}",
+                    block.prefix,
+                    block.epoch,
+                    owner.short(),
+                    block.owner.short()
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// What has changed from one ledger to a later one.
+    fn advance(&mut self, before: &Ledger, now: &Ledger) -> Result<(), String> {
+        let recovered = now.head().index > before.head().index + JUMP / 2;
+        if recovered && !self.may_recover {
+            return Err("the ledger jumped ahead without a recovery".to_owned());
+        }
+        let resting: Vec<_> = now.quarantine().collect();
+        for old in before.blocks() {
+            let owner = now.owner_of(old.prefix.addr()).map(|b| b.owner);
+            if recovered && owner.is_some_and(|owner| owner != old.owner) {
+                self.forsaken.insert((old.prefix, old.owner));
+            }
+            if owner.is_some() {
+                continue;
+            }
+            let rest = resting.iter().find(|r| overlap(&r.prefix, &old.prefix));
+            match rest {
+                Some(rest) => {
+                    let (former, until_ms) = (old.owner, rest.until_ms);
+                    self.taken.push(Taken { prefix: old.prefix, former, until_ms, over: false });
+                    let due = before.clock_ms().saturating_add(now.quarantine_ms());
+                    if until_ms < due {
+                        return Err(format!(
+                            "{} rests until {until_ms} only, {due} at least was promised",
+                            old.prefix
+                        ));
+                    }
+                }
+                None if recovered => drop(self.forsaken.insert((old.prefix, old.owner))),
+                None => {
+                    return Err(format!(
+                        "{} of {} became free without a rest",
+                        old.prefix,
+                        old.owner.short()
+                    ));
+                }
+            }
+        }
+        for new in now.blocks().filter(|b| b.epoch > before.head().index) {
+            let gained = self.gained.entry(new.owner).or_default();
+            gained.insert(new.epoch);
+            let asked = self.asked.get(&new.owner).map_or(0, BTreeSet::len);
+            if gained.len() > asked {
+                return Err(format!(
+                    "{} was given blocks {} times, and asked {asked} times",
+                    new.owner.short(),
+                    gained.len()
+                ));
+            }
+            for taken in self.taken.iter_mut().filter(|t| !t.over) {
+                if !overlap(&taken.prefix, &new.prefix) {
+                    continue;
+                }
+                if taken.former != new.owner && taken.until_ms > now.clock_ms() {
+                    return Err(format!(
+                        "{} was taken from {} and given to {} {} ms before its rest was over",
+                        new.prefix,
+                        taken.former.short(),
+                        new.owner.short(),
+                        taken.until_ms - now.clock_ms()
+                    ));
+                }
+                taken.over = true;
+            }
+        }
+        Ok(())
+    }
+
+    /// Every answer is in the history.
+    fn keep(&mut self) -> Result<(), String> {
+        let mut wrong = None;
+        let (history, newest) = (&self.history, self.newest.head().index);
+        self.promised.retain(|(at, node, outcome)| {
+            let Some(ledger) = history.get(at) else { return newest < *at };
+            let lost = match outcome {
+                Outcome::Granted(blocks) => blocks.iter().find(|block| {
+                    let there = ledger.owner_of(block.prefix.addr());
+                    block.epoch == *at
+                        && !there.is_some_and(|b| (b.owner, b.epoch) == (block.owner, block.epoch))
+                }),
+                _ => None,
+            };
+            if let Some(block) = lost {
+                wrong = Some(format!(
+                    "acknowledged ownership lost: {} was told {block:?}, the ledger at {at} has another owner",
+                    node.short()
+                ));
+            }
+            if matches!(outcome, Outcome::Joined { .. }) && newest == *at
+                && ledger.member(*node).is_none()
+            {
+                wrong = Some(format!("{} was told it joined at {at}, and did not", node.short()));
+            }
+            false
+        });
+        wrong.map_or(Ok(()), Err)
+    }
+}

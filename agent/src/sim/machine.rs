@@ -1,0 +1,59 @@
+//! What outlives the agent on a node: disk and clock.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+
+use super::disk::Disk;
+use super::fs::MOUNT;
+
+thread_local! {
+    static DISKS: RefCell<BTreeMap<usize, Arc<Disk>>> = const { RefCell::new(BTreeMap::new()) };
+}
+
+/// The disk of a machine of this thread's simulation.
+pub(crate) fn disk(number: usize) -> Option<Arc<Disk>> {
+    DISKS.with_borrow(|disks| disks.get(&number).cloned())
+}
+
+/// Takes all disks of this thread's simulation away.
+pub(crate) fn unmount() {
+    DISKS.take();
+}
+
+/// See the module.
+pub(crate) struct Machine {
+    pub(crate) number: usize,
+    pub(crate) disk: Arc<Disk>,
+    clock_error_ms: AtomicI64,
+}
+
+impl Machine {
+    pub(crate) fn new(number: usize) -> Arc<Self> {
+        let disk = Arc::new(Disk::default());
+        DISKS.with_borrow_mut(|disks| disks.insert(number, Arc::clone(&disk)));
+        Arc::new(Self { number, disk, clock_error_ms: AtomicI64::new(0) })
+    }
+
+    /// `STATE_DIR`.
+    pub(crate) fn state_dir(&self) -> PathBuf {
+        PathBuf::from(format!("{MOUNT}/{}/state", self.number))
+    }
+
+    /// `RUN_DIR`.
+    pub(crate) fn run_dir(&self) -> PathBuf {
+        PathBuf::from(format!("{MOUNT}/{}/run", self.number))
+    }
+
+    /// How wrong the wall clock is.
+    pub(crate) fn clock_error_ms(&self) -> i64 {
+        self.clock_error_ms.load(Ordering::Relaxed)
+    }
+
+    /// Sets the wall clock forward or back.
+    pub(crate) fn jump_clock(&self, by_ms: i64) {
+        self.clock_error_ms.fetch_add(by_ms, Ordering::Relaxed);
+    }
+}

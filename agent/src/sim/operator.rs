@@ -1,0 +1,86 @@
+//! What an operator may do to a cluster and still expect it to live.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use weft_proto::id::NodeId;
+
+use super::world::World;
+use crate::consensus::RecoverError;
+
+/// True if the state of a machine may be lost: of every set of voters that
+/// counts or may count soon, a majority that has lost nothing is left.
+pub(crate) fn may_lose(world: &Arc<World>, number: usize) -> bool {
+    let configurations: Vec<Vec<Vec<Option<NodeId>>>> =
+        world.agents().iter().filter_map(|agent| agent.consensus.seats()).collect();
+    let lost = *world.node(number).identities.last().unwrap();
+    let whole = |node: &Option<NodeId>| {
+        node.is_some_and(|node| {
+            let machine = world.machine_of(node);
+            let current = |n: usize| world.node(n).identities.last() == Some(&node);
+            node != lost && machine.is_some_and(current)
+        })
+    };
+    // Before the founding is over nobody knows who counts.
+    world.checker.newest().cluster().is_some()
+        && !configurations.is_empty()
+        && configurations
+            .iter()
+            .flatten()
+            .all(|voters| voters.iter().filter(|node| whole(node)).count() * 2 > voters.len())
+}
+
+/// Between two tries to recover.
+const AGAIN: Duration = Duration::from_secs(2);
+/// As `app::backend` has it.
+const MEETING: Duration = Duration::from_secs(15);
+/// Tries before the operator gives up.
+const TRIES: usize = 60;
+
+/// Most voters are lost for good, all at once; the operator founds again from
+/// a survivor.
+pub(crate) async fn disaster(world: &Arc<World>, survivor: usize) {
+    let sets: BTreeSet<Vec<Vec<Option<NodeId>>>> =
+        world.agents().iter().filter_map(|agent| agent.consensus.seats()).collect();
+    // Not while the voters change: nobody could say what a majority is.
+    let [[voters]] = sets.iter().map(Vec::as_slice).collect::<Vec<_>>()[..] else { return };
+    let cluster = world.checker.newest().cluster();
+    let knows = world.agent(survivor).is_some_and(|a| a.consensus.ledger().cluster() == cluster);
+    if cluster.is_none() || !knows {
+        return;
+    }
+    let others = voters.iter().filter_map(|node| world.machine_of((*node)?));
+    let lost: Vec<_> = others.filter(|n| *n != survivor).take(voters.len() / 2 + 1).collect();
+    if lost.len() <= voters.len() / 2 {
+        return;
+    }
+    world.trace.say(|| format!("lost for good: {lost:?}"));
+    world.trace.count("majorities lost");
+    world.checker.may_recover();
+    for number in lost {
+        world.wipe(number).await;
+    }
+    let world = Arc::clone(world);
+    tokio::spawn(async move {
+        for _ in 0..TRIES {
+            tokio::time::sleep(AGAIN).await;
+            let Some(agent) = world.agent(survivor) else { continue };
+            if agent.started.elapsed() < MEETING {
+                continue;
+            }
+            let consensus = agent.consensus.clone();
+            let recovery = agent.process.spawn(async move { consensus.recover().await });
+            let answer = recovery.await;
+            world.trace.say(|| format!("recover on n{survivor}: {answer:?}"));
+            match answer {
+                Ok(Ok(_)) => {
+                    world.trace.count("recoveries");
+                    return;
+                }
+                Ok(Err(RecoverError::Healthy(_))) => return,
+                _ => {}
+            }
+        }
+    });
+}
