@@ -80,7 +80,7 @@ impl Core {
             // Before the first entries of its own cluster a seated node takes
             // nothing from outside: it would not know whose they are.
             self.replica.head().cluster.is_none()
-                || (running.is_member() && running.metrics().current_leader.is_some())
+                || (running.is_member() && running.is_led())
         })
     }
 
