@@ -1,7 +1,7 @@
 //! State that the tasks of consensus share.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -57,6 +57,7 @@ pub(crate) struct Core {
     pub(super) seats: Arc<Seats>,
     engine: watch::Sender<Option<Arc<Running>>>,
     pub(super) starting: tokio::sync::Mutex<()>,
+    founded_without_us: AtomicBool,
     founding_waits: Mutex<Option<String>>,
     join_waits: Mutex<Option<String>>,
     pub(super) heads: mpsc::Sender<(NodeId, LedgerHead)>,
@@ -140,6 +141,7 @@ impl Core {
             seats,
             engine: watch::Sender::new(None),
             starting: tokio::sync::Mutex::new(()),
+            founded_without_us: AtomicBool::new(false),
             founding_waits: Mutex::new(None),
             join_waits: Mutex::new(None),
             heads,
@@ -240,6 +242,16 @@ impl Core {
             session: self.config.session,
             seq: self.next_request.fetch_add(1, Ordering::Relaxed),
         }
+    }
+
+    /// The founding this node has a seat in was completed by others.
+    pub(crate) fn founded_without_us(&self) -> bool {
+        self.founded_without_us.load(Ordering::Relaxed)
+    }
+
+    /// Notes it.
+    pub(crate) fn set_founded_without_us(&self) {
+        self.founded_without_us.store(true, Ordering::Relaxed);
     }
 
     /// What founding waits for.

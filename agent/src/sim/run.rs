@@ -109,6 +109,10 @@ async fn live(world: &Arc<World>, panics: &super::panics::Watch) {
         }
         let Err(why) = well(world) else { break };
         if healed.elapsed() > HEALING {
+            for agent in world.agents() {
+                let (number, text) = (agent.mesh.machine(), agent.consensus.describe());
+                world.trace.say(|| format!("n{number}: {text}"));
+            }
             world.checker.fail(format!("not well {HEALING:?} after the last fault: {why}"));
             return;
         }
