@@ -1,7 +1,7 @@
 //! State that the tasks of consensus share.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -42,6 +42,9 @@ pub struct ConsensusConfig {
     pub voter_dead_after: Duration,
 }
 
+/// A leader that no majority has answered for so many milliseconds leads nobody.
+const LONELY: u64 = 3000;
+
 type HeadHook = Box<dyn Fn(LedgerHead) + Send + Sync>;
 
 /// See the module.
@@ -54,6 +57,7 @@ pub(crate) struct Core {
     pub(super) seats: Arc<Seats>,
     engine: watch::Sender<Option<Arc<Running>>>,
     pub(super) starting: tokio::sync::Mutex<()>,
+    founded_without_us: AtomicBool,
     founding_waits: Mutex<Option<String>>,
     join_waits: Mutex<Option<String>>,
     pub(super) heads: mpsc::Sender<(NodeId, LedgerHead)>,
@@ -79,11 +83,27 @@ impl Running {
         self.engine.metrics().borrow().clone()
     }
 
-    /// True if it leads.
+    /// True if it takes itself for the leader.
     pub(crate) fn leads(&self) -> bool {
         let metrics = self.engine.metrics();
         let metrics = metrics.borrow();
         metrics.running_state.is_ok() && metrics.current_leader == Some(self.seated.raft_id)
+    }
+
+    /// True if a leader is known that can lead. The engine takes a leader for
+    /// one until it hears of another, itself included: alone among lost voters
+    /// it would go on for ever, and hear of nothing.
+    pub(crate) fn is_led(&self) -> bool {
+        let metrics = self.engine.metrics();
+        let metrics = metrics.borrow();
+        match metrics.current_leader {
+            None => false,
+            Some(leader) if leader != self.seated.raft_id => true,
+            Some(_) => {
+                metrics.membership_config.voter_ids().count() < 2
+                    || metrics.millis_since_quorum_ack.is_some_and(|ms| ms < LONELY)
+            }
+        }
     }
 
     /// True if the membership, as known here, has this seat.
@@ -125,6 +145,7 @@ impl Core {
             seats,
             engine: watch::Sender::new(None),
             starting: tokio::sync::Mutex::new(()),
+            founded_without_us: AtomicBool::new(false),
             founding_waits: Mutex::new(None),
             join_waits: Mutex::new(None),
             heads,
@@ -192,13 +213,19 @@ impl Core {
         Ok(running)
     }
 
+    /// True if the engine leads, and still counts.
+    pub(crate) fn leads(&self, running: &Running) -> bool {
+        running.leads() && self.is_member(running)
+    }
+
     /// True if the engine still counts: not if the ledger has gone on without
     /// it, beyond its log, and no leader talks to it. Such a voter was removed
-    /// while it was away; it could never win an election.
+    /// while it was away, or left behind by a recovery; it could never win an
+    /// election.
     pub(crate) fn is_member(&self, running: &Running) -> bool {
         let metrics = running.metrics();
         let logged = metrics.last_log_index.map_or(0, |index| index + 1);
-        let outrun = metrics.current_leader.is_none() && self.replica.head().index > logged;
+        let outrun = !running.is_led() && self.replica.head().index > logged;
         running.is_member() && !outrun
     }
 
@@ -219,6 +246,16 @@ impl Core {
             session: self.config.session,
             seq: self.next_request.fetch_add(1, Ordering::Relaxed),
         }
+    }
+
+    /// The founding this node has a seat in was completed by others.
+    pub(crate) fn founded_without_us(&self) -> bool {
+        self.founded_without_us.load(Ordering::Relaxed)
+    }
+
+    /// Notes it.
+    pub(crate) fn set_founded_without_us(&self) {
+        self.founded_without_us.store(true, Ordering::Relaxed);
     }
 
     /// What founding waits for.

@@ -39,7 +39,7 @@ pub(crate) async fn lead(core: Arc<Core>) {
             running.engine.runtime_config().elect(member);
             core.publish_seat(member.then_some(running.seated.raft_id));
         }
-        if !running.leads() {
+        if !core.leads(&running) {
             vacant.clear();
             continue;
         }

@@ -18,6 +18,8 @@ use crate::host;
 
 /// Pause between two rounds of questions.
 const ROUND: Duration = Duration::from_millis(400);
+/// Pause between two questions of a founder that no leader talks to.
+const LATE: Duration = Duration::from_secs(3);
 /// Patience for one question.
 const ASK: Duration = Duration::from_secs(1);
 /// How much later each further founding seat calls for a vote of its own:
@@ -41,7 +43,8 @@ pub(crate) async fn found(core: Arc<Core>) {
                 }
                 Ok::<(), ConsensusError>(())
             };
-            return core.set_founding_waits(resumed.await.err().map(|e| e.to_string()));
+            core.set_founding_waits(resumed.await.err().map(|e| e.to_string()));
+            return completed(core).await;
         }
         Ok(None) => {}
         Err(e) => return core.set_founding_waits(Some(e.to_string())),
@@ -81,6 +84,31 @@ pub(crate) async fn found(core: Arc<Core>) {
         core.publish_seat(None);
     }
     core.set_founding_waits(None);
+    completed(core).await;
+}
+
+/// Until the engine has brought the first entries: whoever was away while the
+/// others completed the founding may have lost its seat to another since, and
+/// no leader will ever talk to it. It follows them then.
+async fn completed(core: Arc<Core>) {
+    while let Some(running) = core.running().filter(|_| core.replica.head().cluster.is_none()) {
+        tokio::select! {
+            () = core.stopped() => return,
+            () = tokio::time::sleep(LATE) => {}
+        }
+        if running.is_led() {
+            continue;
+        }
+        for answer in core.ask_all().await {
+            let FoundingState { cluster, founding, .. } = answer.state;
+            if cluster.is_some() && founding == running.seated.founding {
+                core.set_founded_without_us();
+                // A full queue is fine: the next round offers it again.
+                let head = LedgerHead { cluster, index: u64::MAX };
+                let _full = core.heads.try_send((answer.node, head));
+            }
+        }
+    }
 }
 
 impl Core {

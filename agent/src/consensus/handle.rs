@@ -218,7 +218,7 @@ impl Core {
         });
         let role = match (&running, seated) {
             _ if head.cluster.is_none() => "founding",
-            (Some(r), _) if r.leads() => "leader",
+            (Some(r), _) if self.leads(r) => "leader",
             (_, Some(_)) => "voter",
             _ => "follower",
         };

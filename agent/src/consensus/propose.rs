@@ -62,7 +62,7 @@ impl Core {
         patience: Duration,
     ) -> Result<(u64, Outcome, NodeId), String> {
         let running = self.running();
-        if let Some(running) = running.as_ref().filter(|r| r.leads()) {
+        if let Some(running) = running.as_ref().filter(|r| self.leads(r)) {
             let (at, outcome) = self.write(running, request, op.clone(), patience).await?;
             return Ok((at, outcome, self.net.me()));
         }
@@ -202,7 +202,7 @@ impl Core {
                 format!("{name} proposes in the name of another node; a node asks for itself only"),
             ));
         }
-        if running.leads() {
+        if self.leads(&running) {
             return self
                 .write(&running, message.request, message.op, ONE_TRY)
                 .await

@@ -73,9 +73,15 @@ impl Core {
             Some(running) => running,
             None => self.invited(from, message).await?,
         };
-        let running = if running.seated.founding != message.founding
+        let deserted = if running.seated.founding == message.founding {
+            // Its founding seat was given to others while it was away. A seat
+            // that is given up is a voter that never comes back: always safe.
+            running.seated.raft_id != message.to && !self.is_member(&running)
+        } else {
+            self.left_behind(&running)
+        };
+        let running = if deserted
             && message.to == seat_of_node(self.net.me())
-            && self.left_behind(&running)
             && self.replica.ledger().member(from).is_some()
         {
             self.reseat(&running, message.to, message.founding)

@@ -14,6 +14,25 @@ impl ConsensusHandle {
         leads.then_some((seated.founding, metrics.current_term, seated.raft_id))
     }
 
+    /// Where this node's engine is, for people.
+    pub(crate) fn describe(&self) -> String {
+        let ledger = self.core.replica.head().index;
+        let Some(running) = self.core.running() else { return format!("no seat, at {ledger}") };
+        let m = running.metrics();
+        let short = |id: RaftId| id.short();
+        let voters: Vec<_> = m.membership_config.voter_ids().map(short).collect();
+        format!(
+            "seat {} {:?} term {} leader {:?} log {:?} applied {:?} voters {voters:?} counts {} ledger {ledger}",
+            running.seated.raft_id.short(),
+            m.state,
+            m.current_term,
+            m.current_leader.map(short),
+            m.last_log_index,
+            m.last_applied.map(|id| id.index),
+            self.core.is_member(&running),
+        )
+    }
+
     /// The sets of voters as this node's engine knows them (two while one
     /// becomes another), by who sits there.
     pub(crate) fn seats(&self) -> Option<Vec<Vec<Option<NodeId>>>> {

@@ -79,8 +79,8 @@ impl Core {
         self.running().is_some_and(|running| {
             // Before the first entries of its own cluster a seated node takes
             // nothing from outside: it would not know whose they are.
-            self.replica.head().cluster.is_none()
-                || (running.is_member() && running.metrics().current_leader.is_some())
+            (self.replica.head().cluster.is_none() && !self.founded_without_us())
+                || (running.is_member() && running.is_led())
         })
     }
 

@@ -309,6 +309,13 @@ impl State {
                     }
                 }
                 None if recovered => drop(self.forsaken.insert((old.prefix, old.owner))),
+                // It was taken, and its rest was over, before anybody showed it.
+                None if now.clock_ms() >= before.clock_ms().saturating_add(now.quarantine_ms())
+                    && now.head().index > before.head().index + 1 =>
+                {
+                    let (former, until_ms) = (old.owner, now.clock_ms());
+                    self.taken.push(Taken { prefix: old.prefix, former, until_ms, over: true });
+                }
                 None => {
                     return Err(format!(
                         "{} of {} became free without a rest",

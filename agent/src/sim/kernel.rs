@@ -1,11 +1,13 @@
 //! The data plane of a node: the real plan against a kernel that is a value.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 use weft_ipam::ledger::Ledger;
+use weft_proto::id::NodeId;
 use weft_proto::names::VXLAN;
 
 use super::agent::Agent;
@@ -130,9 +132,9 @@ pub(crate) fn difference(
     kernel: &Observed,
     ledger: &Ledger,
     agent: &Agent,
-    place: impl Fn(weft_proto::id::NodeId) -> Option<IpAddr>,
+    places: &BTreeMap<NodeId, IpAddr>,
 ) -> Option<String> {
-    let mut found: std::collections::BTreeMap<_, _> = kernel
+    let mut found: BTreeMap<_, _> = kernel
         .routes
         .iter()
         .filter_map(|((net, _), route)| match &route.to {
@@ -141,7 +143,7 @@ pub(crate) fn difference(
         })
         .collect();
     for block in ledger.blocks().filter(|b| b.owner != agent.me) {
-        let Some(ip) = place(block.owner) else {
+        let Some(&ip) = places.get(&block.owner) else {
             return Some(format!("{} belongs to {}, who is nowhere", block.prefix, block.owner));
         };
         match found.remove(&block.prefix) {

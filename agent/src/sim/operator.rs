@@ -7,7 +7,6 @@ use std::time::Duration;
 use weft_proto::id::NodeId;
 
 use super::world::World;
-use crate::consensus::RecoverError;
 
 /// True if the state of a machine may be lost: of every set of voters that
 /// counts or may count soon, a majority that has lost nothing is left.
@@ -23,7 +22,7 @@ pub(crate) fn may_lose(world: &Arc<World>, number: usize) -> bool {
         })
     };
     // Before the founding is over nobody knows who counts.
-    world.checker.newest().cluster().is_some()
+    !world.numbers().any(|n| world.node(n).held) && world.checker.newest().cluster().is_some()
         && !configurations.is_empty()
         && configurations
             .iter()
@@ -45,6 +44,9 @@ pub(crate) async fn disaster(world: &Arc<World>, survivor: usize) {
         world.agents().iter().filter_map(|agent| agent.consensus.seats()).collect();
     // Not while the voters change: nobody could say what a majority is.
     let [[voters]] = sets.iter().map(Vec::as_slice).collect::<Vec<_>>()[..] else { return };
+    if world.numbers().any(|n| world.node(n).held) {
+        return;
+    }
     let cluster = world.checker.newest().cluster();
     let knows = world.agent(survivor).is_some_and(|a| a.consensus.ledger().cluster() == cluster);
     if cluster.is_none() || !knows {
@@ -58,8 +60,9 @@ pub(crate) async fn disaster(world: &Arc<World>, survivor: usize) {
     world.trace.say(|| format!("lost for good: {lost:?}"));
     world.trace.count("majorities lost");
     world.checker.may_recover();
-    for number in lost {
-        world.wipe(number).await;
+    for number in &lost {
+        world.wipe(*number).await;
+        world.node(*number).held = true;
     }
     let world = Arc::clone(world);
     tokio::spawn(async move {
@@ -73,14 +76,15 @@ pub(crate) async fn disaster(world: &Arc<World>, survivor: usize) {
             let recovery = agent.process.spawn(async move { consensus.recover().await });
             let answer = recovery.await;
             world.trace.say(|| format!("recover on n{survivor}: {answer:?}"));
-            match answer {
-                Ok(Ok(_)) => {
-                    world.trace.count("recoveries");
-                    return;
-                }
-                Ok(Err(RecoverError::Healthy(_))) => return,
-                _ => {}
+            // A leader needs a while to notice that it is one no more.
+            if let Ok(Ok(_)) = answer {
+                world.trace.count("recoveries");
+                break;
             }
+        }
+        for number in lost {
+            world.node(number).held = false;
+            world.start(number);
         }
     });
 }

@@ -109,6 +109,10 @@ async fn live(world: &Arc<World>, panics: &super::panics::Watch) {
         }
         let Err(why) = well(world) else { break };
         if healed.elapsed() > HEALING {
+            for agent in world.agents() {
+                let (number, text) = (agent.mesh.machine(), agent.consensus.describe());
+                world.trace.say(|| format!("n{number}: {text}"));
+            }
             world.checker.fail(format!("not well {HEALING:?} after the last fault: {why}"));
             return;
         }
@@ -183,7 +187,11 @@ async fn look(world: &Arc<World>) {
 /// What is not (yet) well.
 fn well(world: &Arc<World>) -> Result<(), String> {
     let newest = world.checker.newest();
-    let place = |node| world.machine_of(node).map(|number| world.node(number).ip);
+    let mut places = BTreeMap::new();
+    for number in world.numbers() {
+        let node = world.node(number);
+        places.extend(node.identities.iter().map(|id| (*id, node.ip)));
+    }
     for number in world.numbers() {
         let Some(agent) = world.agent(number) else { return Err(format!("n{number} is down")) };
         let status = || agent.consensus.status().waiting.unwrap_or_default();
@@ -209,7 +217,7 @@ fn well(world: &Arc<World>) -> Result<(), String> {
         if sum.owned != sum.free + sum.leased {
             return Err(format!("n{number} has leaked addresses: {sum:?}"));
         }
-        let wrong = difference(&world.node(number).kernel, &ledger, &agent, place);
+        let wrong = difference(&world.node(number).kernel, &ledger, &agent, &places);
         if let Some(wrong) = wrong {
             return Err(format!("routes of n{number}: {wrong}"));
         }

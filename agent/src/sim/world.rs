@@ -38,6 +38,8 @@ pub(crate) struct Node {
     pub(crate) agent: Option<Arc<Agent>>,
     /// When to try to start it.
     pub(crate) start_at: Option<Instant>,
+    /// The operator keeps it off until the cluster is recovered.
+    pub(crate) held: bool,
     pub(crate) pods: BTreeMap<AttachmentKey, Pod>,
     pub(crate) pods_made: u64,
     /// Addresses given back in this life of the agent, and when.
@@ -91,6 +93,7 @@ impl World {
                     process: None,
                     agent: None,
                     start_at: None,
+                    held: false,
                     pods: BTreeMap::new(),
                     pods_made: 0,
                     freed: BTreeMap::new(),
@@ -148,11 +151,18 @@ impl World {
             (false, 1) if node.identities.len() == 1 => Founding::Single,
             (false, _) => Founding::Observer,
         };
+        // Who comes as a newcomer is given the range the cluster has by then.
+        let newest = self.checker.newest();
+        let ranges = match node.identities.len() {
+            1 => vec![self.range()],
+            _ if newest.cluster().is_none() => vec![self.range()],
+            _ => newest.ranges().to_vec(),
+        };
         Facts {
             me: *node.identities.last().unwrap(),
             name: format!("n{number}"),
             ip: node.ip,
-            ranges: vec![self.range()],
+            ranges,
             targets: self.numbers().filter(|n| *n != number).take(5).collect(),
             founding,
         }
@@ -167,10 +177,10 @@ impl World {
     pub(crate) fn start(self: &Arc<Self>, number: usize) {
         let process = {
             let mut node = self.node(number);
-            node.start_at = None;
-            if node.process.is_some() {
+            if node.process.is_some() || node.held {
                 return;
             }
+            node.start_at = None;
             node.freed.clear();
             node.clock_jumped = false;
             let process = Process::new(Arc::clone(&node.machine));
