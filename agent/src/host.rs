@@ -5,16 +5,16 @@
 //! only). Everything below is what it looks like: the system's own.
 
 #[cfg(test)]
-pub(crate) use crate::sim::host::{blocking, now_ms, rng, spawn, spawn_in};
+pub(crate) use crate::sim::host::{blocking, now_ms, rng, spawn_in};
 #[cfg(not(test))]
-pub(crate) use machine::{blocking, now_ms, rng, spawn, spawn_in};
+pub(crate) use machine::{blocking, now_ms, rng, spawn_in};
 
 #[cfg(not(test))]
 mod machine {
     use std::future::Future;
     use std::time::{SystemTime, UNIX_EPOCH};
 
-    use tokio::task::{JoinError, JoinHandle, JoinSet};
+    use tokio::task::{JoinError, JoinSet};
 
     pub(crate) use rand::rng;
 
@@ -22,14 +22,6 @@ mod machine {
     pub(crate) fn now_ms() -> u64 {
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
-    }
-
-    /// A task of this agent.
-    pub(crate) fn spawn<F>(future: F) -> JoinHandle<F::Output>
-    where
-        F: Future<Output: Send> + Send + 'static,
-    {
-        tokio::spawn(future)
     }
 
     /// A task of this agent that ends with its set.

@@ -28,7 +28,7 @@ use super::swim::{GREET, Input, Swim};
 use super::sync::{COALESCE, FAN_OUT, PATIENCE, RUMOR, interval};
 use super::tls::IDLE;
 use crate::host;
-use crate::sim::host::Process;
+use crate::sim::host::{Process, spawn};
 use crate::sim::network::Network;
 
 /// Longest handshake.
@@ -196,11 +196,6 @@ impl SimMesh {
 
     pub(crate) fn is_removed(&self, node: NodeId) -> bool {
         lock(&self.records).removed(node)
-    }
-
-    /// Why others would not have this node, last.
-    pub(crate) fn refused(&self) -> Option<Failure> {
-        lock(&self.refused).clone()
     }
 
     /// The machine has another address now.
@@ -599,7 +594,7 @@ async fn membership(mesh: Arc<SimMesh>, mut inputs: mpsc::Receiver<Input>) {
                 |(n, l): &(&NodeId, &Liveness)| **l == Liveness::Dead && before.get(n) != Some(l);
             for node in liveness.iter().filter(is_news).map(|(node, _)| *node) {
                 let mesh = Arc::clone(&mesh);
-                host::spawn(async move {
+                spawn(async move {
                     let Ok(echo) = Frame::new(&Echo(Vec::new())) else { return };
                     let known = lock(&mesh.pool).contains_key(&node);
                     if known && mesh.request(node, echo, LAST_ASK).await.is_none() {
@@ -699,7 +694,7 @@ async fn maintain(mesh: Arc<SimMesh>) {
         for node in missing.into_iter().choose_multiple(&mut rng, wanted.min(PER_ROUND)) {
             if mesh.me < node || rng.random_ratio(1, 4) {
                 let mesh = Arc::clone(&mesh);
-                host::spawn(async move {
+                spawn(async move {
                     let _ = mesh.reach(node).await;
                 });
             }

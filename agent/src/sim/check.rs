@@ -214,11 +214,6 @@ impl Checker {
             self.fail(why);
         }
     }
-
-    /// True if something of the address was taken from one of these by an eviction.
-    pub(crate) fn excused(&self, identities: &[NodeId], address: IpAddr) -> bool {
-        self.lock().was_taken(identities, address)
-    }
 }
 
 impl State {
@@ -365,7 +360,7 @@ impl State {
                 Outcome::Granted(blocks) => blocks.iter().find(|block| {
                     let there = ledger.owner_of(block.prefix.addr());
                     block.epoch == *at
-                        && !there.is_some_and(|b| (b.owner, b.epoch) == (block.owner, block.epoch))
+                        && there.is_none_or(|b| (b.owner, b.epoch) != (block.owner, block.epoch))
                 }),
                 _ => None,
             };

@@ -62,10 +62,6 @@ pub(crate) fn read(path: impl AsRef<Path>) -> io::Result<Vec<u8>> {
     Ok(out)
 }
 
-pub(crate) fn read_to_string(path: impl AsRef<Path>) -> io::Result<String> {
-    String::from_utf8(read(path)?).map_err(io::Error::other)
-}
-
 pub(crate) fn set_permissions(path: &Path, permissions: Permissions) -> io::Result<()> {
     if disk(path).is_some() { Ok(()) } else { fs::set_permissions(path, permissions) }
 }

@@ -22,7 +22,8 @@ pub(crate) fn may_lose(world: &Arc<World>, number: usize) -> bool {
         })
     };
     // Before the founding is over nobody knows who counts.
-    !world.numbers().any(|n| world.node(n).held) && world.checker.newest().cluster().is_some()
+    !world.numbers().any(|n| world.node(n).held)
+        && world.checker.newest().cluster().is_some()
         && !configurations.is_empty()
         && configurations
             .iter()

@@ -224,7 +224,7 @@ fn well(world: &Arc<World>) -> Result<(), String> {
     }
     for (node, info) in newest.members() {
         let current = world.machine_of(node);
-        if !current.is_some_and(|n| world.node(n).identities.last() == Some(&node)) {
+        if current.is_none_or(|n| world.node(n).identities.last() != Some(&node)) {
             return Err(format!("{} ({}) is a member, and nobody", info.name, node.short()));
         }
     }
@@ -239,10 +239,8 @@ async fn perform(world: &Arc<World>, action: Action) {
     match action {
         Action::Crash(n) if known(n) => world.kill(n).await,
         Action::Power(n) if known(n) => world.power_loss(n).await,
-        Action::Fuse(n, changes) if known(n) => {
-            if world.node(n).process.is_some() {
-                world.node(n).machine.disk.set_fuse(changes);
-            }
+        Action::Fuse(n, changes) if known(n) && world.node(n).process.is_some() => {
+            world.node(n).machine.disk.set_fuse(changes);
         }
         Action::Stop(n) if known(n) => {
             if let Some(agent) = world.agent(n) {
@@ -287,11 +285,7 @@ async fn perform(world: &Arc<World>, action: Action) {
         }
         Action::Full(n) if known(n) => world.node(n).machine.disk.set_full(true),
         Action::Room(n) if known(n) => world.node(n).machine.disk.set_full(false),
-        Action::Wipe(n) if known(n) => {
-            if operator::may_lose(world, n) {
-                world.wipe(n).await;
-            }
-        }
+        Action::Wipe(n) if known(n) && operator::may_lose(world, n) => world.wipe(n).await,
         Action::Add(n, count) if known(n) => {
             (0..count).for_each(|_| drop(world.add_pod(n)));
         }
