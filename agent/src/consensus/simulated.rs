@@ -20,15 +20,24 @@ impl ConsensusHandle {
         let Some(running) = self.core.running() else { return format!("no seat, at {ledger}") };
         let m = running.metrics();
         let short = |id: RaftId| id.short();
-        let voters: Vec<_> = m.membership_config.voter_ids().map(short).collect();
+        let sets = m.membership_config.membership().get_joint_config();
+        let voters: Vec<Vec<_>> =
+            sets.iter().map(|set| set.iter().map(|id| short(*id)).collect()).collect();
+        let matched: Vec<_> = m
+            .replication
+            .iter()
+            .flatten()
+            .map(|(id, at)| (short(*id), at.map(|at| at.index)))
+            .collect();
         format!(
-            "seat {} {:?} term {} leader {:?} log {:?} applied {:?} voters {voters:?} counts {} ledger {ledger}",
+            "seat {} {:?} term {} leader {:?} log {:?} applied {:?} voters {voters:?} of entry {:?}, matched {matched:?}, counts {} ledger {ledger}",
             running.seated.raft_id.short(),
             m.state,
             m.current_term,
             m.current_leader.map(short),
             m.last_log_index,
             m.last_applied.map(|id| id.index),
+            m.membership_config.log_id().map(|id| id.index),
             self.core.is_member(&running),
         )
     }

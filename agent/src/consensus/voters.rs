@@ -128,14 +128,21 @@ pub(crate) fn next_change(s: &Situation, patience: Patience) -> Option<Change> {
         let mut next = voters.clone();
         next.extend(add);
         remove.map(|id| next.remove(&id));
-        Some(Change::SetVoters(next))
+        // A change that the new voters could not agree on would never end, and
+        // nothing after it would either.
+        let alive = next.iter().filter(|id| s.seats.get(id).is_some_and(|v| v.dead_for.is_none()));
+        (alive.count() * 2 > next.len()).then_some(Change::SetVoters(next))
     };
 
-    // Too many (the cluster shrank in the ledger): a lost seat first, else any other.
+    // Too many (the cluster shrank in the ledger): a lost seat first, then one
+    // that is silent, else any other.
     if voters.len() > want {
+        let silent = |id: &RaftId| s.seats.get(id).is_some_and(|v| v.dead_for.is_some());
+        let others = || voters.iter().rev().copied().filter(|id| *id != s.me);
         let out = replaceable
             .map(|(id, _)| id)
-            .or_else(|| voters.iter().rev().copied().find(|id| *id != s.me));
+            .or_else(|| others().find(silent))
+            .or_else(|| others().next());
         return out.and_then(|id| with(None, Some(id)));
     }
     if !grow && replaceable.is_none() {
@@ -231,6 +238,28 @@ mod tests {
         let s = situation(&[1, 2], &[1, 2, 3]);
         let left = BTreeSet::from([seat_of_node(node(1)), seat_of_node(node(2))]);
         assert_eq!(next_change(&s, PATIENCE), Some(Change::SetVoters(left)));
+    }
+
+    #[test]
+    fn a_shrinking_cluster_keeps_those_who_answer() {
+        // Five founding seats, three nodes came: the silent seats go first,
+        // though nobody has given them up yet.
+        let mut s = situation(&[1, 2, 5], &[1, 2, 3, 4, 5]);
+        for n in [3, 4] {
+            let view = s.seats.get_mut(&seat_of_node(node(n))).unwrap();
+            (view.node, view.dead_for) = (None, Some(Duration::from_secs(1)));
+        }
+        let left = [1, 2, 3, 5].map(|n| seat_of_node(node(n))).into();
+        assert_eq!(next_change(&s, PATIENCE), Some(Change::SetVoters(left)));
+    }
+
+    #[test]
+    fn nothing_is_begun_that_the_new_voters_cannot_end() {
+        let mut s = situation(&[1, 3], &[1, 2, 3]);
+        s.seats.get_mut(&seat_of_node(node(3))).unwrap().dead_for = Some(Duration::from_secs(1));
+        // Without the evicted voter 2 there would be one of two.
+        s.joined.insert(node(4), false);
+        assert_eq!(next_change(&s, PATIENCE), None);
     }
 
     #[test]
