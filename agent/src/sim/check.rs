@@ -147,9 +147,8 @@ impl Checker {
                 state.asked.entry(to).or_default().insert(request);
             }
             let before = state.requests.entry(request).or_insert_with(|| (life, op.clone()));
-            (before.0 != life || before.1 != *op).then(|| {
-                format!("request {request:?} was {:?} once and is {op:?} now", before.1)
-            })
+            (before.0 != life || before.1 != *op)
+                .then(|| format!("request {request:?} was {:?} once and is {op:?} now", before.1))
         };
         if let Some(why) = wrong {
             self.fail(why);
@@ -185,10 +184,7 @@ impl Checker {
     }
 
     /// All that is in use: (machine, identities it has had, address).
-    pub(crate) fn in_use<'a>(
-        &self,
-        uses: impl Iterator<Item = (usize, &'a [NodeId], IpAddr)>,
-    ) {
+    pub(crate) fn in_use<'a>(&self, uses: impl Iterator<Item = (usize, &'a [NodeId], IpAddr)>) {
         let wrong = {
             let state = self.lock();
             let mut seen: BTreeMap<IpAddr, (usize, bool)> = BTreeMap::new();
@@ -217,11 +213,6 @@ impl Checker {
         if let Some(why) = wrong {
             self.fail(why);
         }
-    }
-
-    /// True if something of the address was taken from one of these by an eviction.
-    pub(crate) fn excused(&self, identities: &[NodeId], address: IpAddr) -> bool {
-        self.lock().was_taken(identities, address)
     }
 }
 

@@ -72,9 +72,6 @@ struct State {
 #[derive(Default)]
 pub(crate) struct Disk(Mutex<State>);
 
-/// A copy of a disk.
-pub(crate) struct Image(Files);
-
 fn gone() -> io::Error {
     io::Error::from(io::ErrorKind::NotFound)
 }
@@ -196,25 +193,6 @@ impl Disk {
         state.files.names.retain(|path, _| !path.starts_with(directory));
         state.files.synced_names.retain(|path, _| !path.starts_with(directory));
         state.files.tidy();
-    }
-
-    /// A copy of all that is on it.
-    pub(crate) fn image(&self) -> Image {
-        Image(self.lock().files.clone())
-    }
-
-    /// Puts a copy back.
-    pub(crate) fn restore(&self, image: &Image) {
-        let mut state = self.lock();
-        state.life += 1;
-        state.files = image.0.clone();
-    }
-
-    /// Names of the files there, and their bytes: for the trace.
-    pub(crate) fn digest(&self) -> Vec<(PathBuf, usize)> {
-        let state = self.lock();
-        let names = state.files.names.iter();
-        names.map(|(path, id)| (path.clone(), state.files.contents[id].now.len())).collect()
     }
 }
 
