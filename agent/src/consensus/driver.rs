@@ -97,18 +97,22 @@ impl Core {
         let mut seats = BTreeMap::new();
         for (id, seat) in membership.nodes() {
             let node = if *id == me { Some(self.net.me()) } else { self.seats.holder(*id, seat) };
+            let acked = metrics.replication.as_ref().and_then(|r| r.get(id).copied().flatten());
+            // A founder that followed instead is alive, and sits nowhere: what
+            // counts is that its seat has answered this leader.
+            let empty = *id != me && acked.is_none();
+            let mut unanswered = || vacant.entry(*id).or_insert_with(Instant::now).elapsed();
             let dead_for = match node {
-                Some(node) => {
+                Some(node) if !empty => {
                     vacant.remove(id);
                     self.gone_for(&view, node)
                 }
-                None => Some(vacant.entry(*id).or_insert_with(Instant::now).elapsed()),
+                Some(node) => {
+                    Some(self.gone_for(&view, node).unwrap_or_default().max(unanswered()))
+                }
+                None => Some(unanswered()),
             };
-            let matched = metrics
-                .replication
-                .as_ref()
-                .and_then(|r| r.get(id).copied().flatten())
-                .map_or(0, |log| log.index);
+            let matched = acked.map_or(0, |log| log.index);
             let caught_up = matched > 0 && matched + CLOSE >= metrics.last_log_index.unwrap_or(0);
             seats.insert(*id, SeatView { voter: voters.contains(id), node, dead_for, caught_up });
         }

@@ -4,6 +4,9 @@ use weft_proto::id::{FoundingId, NodeId, RaftId};
 
 use super::ConsensusHandle;
 
+/// Seats, and who sits there.
+pub(crate) type Voters = Vec<(RaftId, Option<NodeId>)>;
+
 impl ConsensusHandle {
     /// Founding, term and seat, if this node leads.
     pub(crate) fn leads(&self) -> Option<(FoundingId, u64, RaftId)> {
@@ -42,9 +45,14 @@ impl ConsensusHandle {
         )
     }
 
+    /// The seat this node really sits in.
+    pub(crate) fn seat(&self) -> Option<RaftId> {
+        self.core.running().map(|running| running.seated.raft_id)
+    }
+
     /// The sets of voters as this node's engine knows them (two while one
     /// becomes another), by who sits there.
-    pub(crate) fn seats(&self) -> Option<Vec<Vec<Option<NodeId>>>> {
+    pub(crate) fn seats(&self) -> Option<Vec<Voters>> {
         let running = self.core.running()?;
         let metrics = running.metrics();
         let membership = metrics.membership_config.membership();
@@ -55,6 +63,7 @@ impl ConsensusHandle {
             self.core.seats.holder(*id, membership.get_node(id)?)
         };
         let sets = membership.get_joint_config().iter();
-        Some(sets.map(|voters| voters.iter().map(holder).collect()).collect())
+        let with_holder = |id: &RaftId| (*id, holder(id));
+        Some(sets.map(|voters| voters.iter().map(with_holder).collect()).collect())
     }
 }

@@ -139,11 +139,9 @@ pub(crate) fn next_change(s: &Situation, patience: Patience) -> Option<Change> {
     if voters.len() > want {
         let silent = |id: &RaftId| s.seats.get(id).is_some_and(|v| v.dead_for.is_some());
         let others = || voters.iter().rev().copied().filter(|id| *id != s.me);
-        let out = replaceable
-            .map(|(id, _)| id)
-            .or_else(|| others().find(silent))
-            .or_else(|| others().next());
-        return out.and_then(|id| with(None, Some(id)));
+        let first = replaceable.map(|(id, _)| id).into_iter();
+        let mut out = first.chain(others().filter(silent)).chain(others());
+        return out.find_map(|id| with(None, Some(id)));
     }
     if !grow && replaceable.is_none() {
         return None;
@@ -159,7 +157,9 @@ pub(crate) fn next_change(s: &Situation, patience: Patience) -> Option<Change> {
     if learners().next().is_some() {
         return None;
     }
-    let seated: BTreeSet<NodeId> = s.seats.values().filter_map(|v| v.node).collect();
+    // Whoever is alive and does not come to its seat may have one of its own.
+    let seated: BTreeSet<NodeId> =
+        s.seats.values().filter(|v| !lost(v, patience)).filter_map(|v| v.node).collect();
     let spare = s
         .joined
         .iter()

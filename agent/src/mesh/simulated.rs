@@ -198,6 +198,11 @@ impl SimMesh {
         lock(&self.records).removed(node)
     }
 
+    /// Why others would not have this node, last.
+    pub(crate) fn refused(&self) -> Option<Failure> {
+        lock(&self.refused).clone()
+    }
+
     /// The machine has another address now.
     pub(crate) fn move_to(self: &Arc<Self>, ip: IpAddr) {
         let before = std::mem::replace(&mut *lock(&self.ip), ip);

@@ -4,21 +4,21 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use weft_proto::id::NodeId;
+use weft_proto::id::{NodeId, RaftId};
 
 use super::world::World;
 
 /// True if the state of a machine may be lost: of every set of voters that
 /// counts or may count soon, a majority that has lost nothing is left.
 pub(crate) fn may_lose(world: &Arc<World>, number: usize) -> bool {
-    let configurations: Vec<Vec<Vec<Option<NodeId>>>> =
+    let configurations: Vec<_> =
         world.agents().iter().filter_map(|agent| agent.consensus.seats()).collect();
     let lost = *world.node(number).identities.last().unwrap();
-    let whole = |node: &Option<NodeId>| {
-        node.is_some_and(|node| {
-            let machine = world.machine_of(node);
-            let current = |n: usize| world.node(n).identities.last() == Some(&node);
-            node != lost && machine.is_some_and(current)
+    // Who was heard at the founding, and followed all the same, sits nowhere.
+    let whole = |(seat, node): &&(RaftId, Option<NodeId>)| {
+        node.filter(|node| *node != lost).is_some_and(|node| {
+            let agent = world.machine_of(node).and_then(|number| world.agent(number));
+            agent.is_some_and(|a| a.me == node && a.consensus.seat() == Some(*seat))
         })
     };
     // Before the founding is over nobody knows who counts.
@@ -28,7 +28,7 @@ pub(crate) fn may_lose(world: &Arc<World>, number: usize) -> bool {
         && configurations
             .iter()
             .flatten()
-            .all(|voters| voters.iter().filter(|node| whole(node)).count() * 2 > voters.len())
+            .all(|voters| voters.iter().filter(whole).count() * 2 > voters.len())
 }
 
 /// Between two tries to recover.
@@ -41,7 +41,7 @@ const TRIES: usize = 60;
 /// Most voters are lost for good, all at once; the operator founds again from
 /// a survivor.
 pub(crate) async fn disaster(world: &Arc<World>, survivor: usize) {
-    let sets: BTreeSet<Vec<Vec<Option<NodeId>>>> =
+    let sets: BTreeSet<_> =
         world.agents().iter().filter_map(|agent| agent.consensus.seats()).collect();
     // Not while the voters change: nobody could say what a majority is.
     let [[voters]] = sets.iter().map(Vec::as_slice).collect::<Vec<_>>()[..] else { return };
@@ -53,7 +53,7 @@ pub(crate) async fn disaster(world: &Arc<World>, survivor: usize) {
     if cluster.is_none() || !knows {
         return;
     }
-    let others = voters.iter().filter_map(|node| world.machine_of((*node)?));
+    let others = voters.iter().filter_map(|(_, node)| world.machine_of((*node)?));
     let lost: Vec<_> = others.filter(|n| *n != survivor).take(voters.len() / 2 + 1).collect();
     if lost.len() <= voters.len() / 2 {
         return;

@@ -10,6 +10,7 @@ use rand::Rng;
 use tokio::time::Instant;
 use weft_proto::attachment::AttachmentKey;
 use weft_proto::id::NodeId;
+use weft_proto::wire::v1::Failure;
 
 use super::agent::Agent;
 use super::check::Checker;
@@ -268,7 +269,11 @@ impl World {
                 // Removed twice: an operator has to say that it may come back.
                 let asks =
                     || agent.consensus.status().waiting.is_some_and(|w| w.contains("restart"));
-                agent.started.elapsed() >= LIFE && (agent.consensus.failed().is_some() || asks())
+                // Refused for its range: the operator gives it the cluster's.
+                let range = || agent.mesh.refused().is_some_and(|f| f.code == Failure::RANGE);
+                let stuck = agent.consensus.ledger().cluster().is_none() && range();
+                agent.started.elapsed() >= LIFE
+                    && (stuck || agent.consensus.failed().is_some() || asks())
             });
             if due || (failed && !full) {
                 self.trace.say(|| format!("n{number} starts anew"));
