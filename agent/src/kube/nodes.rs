@@ -9,6 +9,7 @@ use tokio::sync::watch;
 
 use super::departed::Nodes;
 use super::node::Node;
+use super::pace::Watch;
 use super::{Ask, Kube};
 
 const WATCH: Ask = Ask::cluster("watch", "nodes");
@@ -42,7 +43,7 @@ impl Kube {
     /// where it stood when a connection breaks, with growing pauses.
     pub async fn watch_nodes(&self, tell: &watch::Sender<Nodes>) {
         let api: Api<PartialObjectMeta<Node>> = Api::all(self.client());
-        let events = watcher(api, watcher::Config::default()).default_backoff();
+        let events = watcher(api, watcher::Config::default()).backoff(Watch::pauses());
         let mut events = std::pin::pin!(events);
         let (mut nodes, mut fresh) = (Nodes::default(), None);
         while let Some(event) = events.next().await {

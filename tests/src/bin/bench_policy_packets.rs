@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use serde_json::json;
 use weft_agent::lab::netns::Netns;
 use weft_tests::apiserver::objects;
@@ -18,16 +18,19 @@ use weft_tests::stats::{ms, percentile};
 const PODS: usize = 10_000;
 const SPACES: usize = 100;
 const STEPS: [usize; 3] = [0, 100, 10_000];
-/// Per figure.
-const ROUND: Duration = Duration::from_millis(400);
-const ROUNDS: usize = 11;
+/// Per figure: short and many, so that what disturbs one round disturbs few.
+const ROUND: Duration = Duration::from_millis(50);
+const ROUNDS: usize = 101;
 const CHANGES: usize = 100;
 const PORT: u16 = 9000;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn main() -> Result<()> {
     let labs = STEPS.iter().map(|step| Loaded::start(*step)).collect::<Result<Vec<_>>>()?;
-    compare(&labs)?;
+    // On a thread of its own: what follows wants all processors.
+    std::thread::scope(|s| {
+        s.spawn(|| pin().and_then(|()| compare(&labs))).join().map_err(|_| anyhow!("panicked"))
+    })??;
     let [none, .., full] = &labs[..] else { bail!("too few labs") };
     let [bare, pods, all] = full.memory;
     println!(
@@ -112,7 +115,7 @@ impl Loaded {
 fn compare(labs: &[Loaded]) -> Result<()> {
     println!(
         "\n{:>9} {:>6} {:>14} {:>22} {:>11} {:>22}",
-        "policies", "path", "connections/s", "to none [min, max]", "RTT us", "to none [min, max]"
+        "policies", "path", "connections/s", "to none [half]", "RTT us", "to none [half]"
     );
     for (at, path) in ["node", "tunnel"].into_iter().enumerate() {
         let mut figures: Vec<Vec<Figure>> = labs.iter().map(|_| Vec::new()).collect();
@@ -127,8 +130,8 @@ fn compare(labs: &[Loaded]) -> Result<()> {
         for (one, own) in labs.iter().zip(&figures) {
             let of = |take: fn(&Figure) -> f64| {
                 let ratios = own.iter().zip(&figures[0]).map(|(own, none)| take(own) / take(none));
-                let [low, median, high] = spread(ratios);
-                let [_, value, _] = spread(own.iter().map(take));
+                let [low, median, high] = quartiles(ratios);
+                let [_, value, _] = quartiles(own.iter().map(take));
                 (value, format!("{median:.3} [{low:.3}, {high:.3}]"))
             };
             let ((rate, rates), (rtt, rtts)) = (of(|f| f.rate), of(|f| f.rtt_us));
@@ -142,12 +145,22 @@ fn compare(labs: &[Loaded]) -> Result<()> {
     Ok(())
 }
 
-/// Least, median, greatest.
-fn spread(values: impl Iterator<Item = f64>) -> [f64; 3] {
+/// A quarter of all rounds are below the first, half below the second, a quarter above the third.
+fn quartiles(values: impl Iterator<Item = f64>) -> [f64; 3] {
     let mut values: Vec<f64> = values.collect();
     values.sort_by(f64::total_cmp);
-    let at = |n: usize| values.get(n).copied().unwrap_or(f64::NAN);
-    [at(0), at(values.len() / 2), at(values.len().saturating_sub(1))]
+    [1, 2, 3].map(|n| values.get(values.len() * n / 4).copied().unwrap_or(f64::NAN))
+}
+
+/// Client and server on one processor: no wake-up of another one in the figures.
+fn pin() -> Result<()> {
+    use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+    let this = nix::unistd::Pid::from_raw(0);
+    let allowed = sched_getaffinity(this)?;
+    let last = (0..CpuSet::count()).rev().find(|cpu| allowed.is_set(*cpu).unwrap_or(false));
+    let mut one = CpuSet::new();
+    one.set(last.context("no processor is allowed")?)?;
+    Ok(sched_setaffinity(this, &one)?)
 }
 
 /// One of many policies; those of the measured pods let the client in.
@@ -193,6 +206,7 @@ impl Server {
         udp.set_read_timeout(Some(Duration::from_millis(100)))?;
         tcp.set_nonblocking(false)?;
         std::thread::spawn(move || {
+            let _ = pin();
             // One answer each, so that the client never runs ahead of the queue.
             while let Ok((mut stream, _)) = tcp.accept() {
                 let _ = stream.write_all(b".");
@@ -201,6 +215,7 @@ impl Server {
         std::thread::spawn({
             let stop = Arc::clone(&stop);
             move || {
+                let _ = pin();
                 let mut buffer = [0; 64];
                 while !stop.load(Ordering::Relaxed) {
                     if let Ok((length, from)) = udp.recv_from(&mut buffer) {
