@@ -2,6 +2,7 @@
 //! 10,000 policies over 10,000 pods, in one run; and how long a change takes from
 //! the API server to the packet.
 
+use std::collections::BTreeSet;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
@@ -281,6 +282,8 @@ fn changes(lab: &PolicyLab, client: &LabPod, server: &Server) -> Result<()> {
     let to = SocketAddrV4::new(server.address, PORT);
     let mut times = Vec::new();
     let mut kernel = Vec::new();
+    // Of flows that were let through: their end is made to follow, but not waited for.
+    let mut used = BTreeSet::new();
     for _ in 0..CHANGES {
         label(lab, false)?;
         lab.converge_on(&[2])?;
@@ -288,7 +291,8 @@ fn changes(lab: &PolicyLab, client: &LabPod, server: &Server) -> Result<()> {
         let sockets: Vec<UdpSocket> = netns.run(|| {
             (0..2000).map(|_| UdpSocket::bind("0.0.0.0:0")).collect::<std::io::Result<_>>()
         })??;
-        let closed = netns.run(|| UdpSocket::bind("0.0.0.0:0"))??;
+        let fresh = |s: &UdpSocket| s.local_addr().is_ok_and(|at| !used.contains(&at.port()));
+        let closed = sockets.iter().find(|s| fresh(s)).context("no port that is new")?;
         closed.connect(to)?;
         closed.set_read_timeout(Some(Duration::from_millis(20)))?;
         closed.send(b"!")?;
@@ -297,6 +301,7 @@ fn changes(lab: &PolicyLab, client: &LabPod, server: &Server) -> Result<()> {
         label(lab, true)?;
         let mut through = None;
         for socket in &sockets {
+            used.insert(socket.local_addr()?.port());
             socket.set_nonblocking(true)?;
             socket.connect(to)?;
             socket.send(b"!")?;
