@@ -4,6 +4,7 @@
 #   make e2e                      the manifest on a real Kubernetes (root or sudo)
 #   make bench                    ADD and DEL against bridge + host-local
 #   make bench-policy             what 10,000 policies over 10,000 pods cost
+#   make bench-scale [ARGS="mesh --nodes 10,100"]   up to 5,000 nodes; docs/scale/
 #   make fuzz TARGET=wire SECONDS=60   a fuzz target, led by coverage; TARGET=all for all
 #   make sim [SECONDS=180]        clusters under faults, simulated; SEEDS, NODES, SEED, SCHEDULE
 #   make sim-mutants              broken on purpose: does the simulator notice?
@@ -24,7 +25,7 @@ SUDO := sudo -E
 export CARGO_TARGET_$(shell echo $(TRIPLE) | tr a-z- A-Z_)_RUNNER := sudo -E
 endif
 
-.PHONY: build lab test sim sim-mutants e2e bench bench-policy fuzz image fmt lint deny verify clean-lab
+.PHONY: build lab test sim sim-mutants e2e bench bench-policy bench-scale fuzz image fmt lint deny verify clean-lab
 
 build:
 	@bash tests/setup.sh build
@@ -76,6 +77,11 @@ bench-policy:
 	@$(MAKE) --no-print-directory build
 	$(BIN)/bench_policy
 	$(SUDO) $(BIN)/bench_policy_packets
+
+bench-scale:
+	@bash tests/setup.sh test
+	@$(MAKE) --no-print-directory build
+	$(SUDO) $(BIN)/bench_scale $(ARGS)
 
 # Bash counts in SECONDS, so make's own name for it stays out of the environment.
 fuzz: TARGET ?= all

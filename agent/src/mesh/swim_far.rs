@@ -280,3 +280,122 @@ impl Swim {
             .collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::net::Liveness;
+    use super::super::swim::Input;
+    use super::*;
+
+    const MANY: u8 = 100;
+
+    fn id(n: u8) -> NodeId {
+        NodeId([n; 16])
+    }
+
+    fn standing(n: u8, down: bool) -> Standing {
+        Standing { node: id(n), session: 5, rejoins: 0, incarnation: 0, down }
+    }
+
+    fn standings(from: NodeId, alive: u8, down: bool) -> Input {
+        let standings = (2..=MANY).map(|n| standing(n, down)).collect();
+        Input::Standings { from, alive: alive.into(), standings }
+    }
+
+    /// Node 1 among a hundred, connected to 2, 3 and 4.
+    fn among_many(now: Instant) -> Swim {
+        let mut swim = Swim::new(id(1), 5, 9);
+        swim.handle(now, standings(id(2), MANY, false)).unwrap();
+        swim.greet(now, &[]);
+        for n in 2..=4 {
+            swim.handle(now, Input::Connected(id(n), 5)).unwrap();
+        }
+        while swim.poll().is_some() {}
+        swim
+    }
+
+    fn run(swim: &mut Swim, from: Instant, time: Duration) -> (Instant, Vec<(NodeId, Vec<u8>)>) {
+        let mut sent = Vec::new();
+        let mut now = from;
+        while now < from + time {
+            now += Duration::from_millis(50);
+            swim.tick(now);
+            sent.extend(std::iter::from_fn(|| swim.poll()));
+        }
+        (now, sent)
+    }
+
+    #[test]
+    fn news_go_to_neighbours_and_probes_to_anybody_now_and_then() {
+        let start = Instant::now();
+        let mut swim = among_many(start);
+        let (now, quiet) = run(&mut swim, start, FAR_PROBE * 2);
+        let pings = |sent: &[(NodeId, Vec<u8>)]| {
+            let ping = |data: &Vec<u8>| {
+                let header = SwimCodec.decode_header(&data[..]).unwrap();
+                matches!(header.message, Message::Ping(_))
+            };
+            sent.iter().filter(|(_, data)| ping(data)).count()
+        };
+        // Nobody answers here: a verdict is followed by the next probe.
+        assert!((1..=16).contains(&pings(&quiet)), "{}", pings(&quiet));
+        swim.handle(now, Input::Silent(id(3))).unwrap();
+        let (_, sent) = run(&mut swim, now, Duration::from_secs(3));
+        let mut told = 0;
+        for (to, data) in sent {
+            let header = SwimCodec.decode_header(&data[..]).unwrap();
+            assert_eq!(header.dst.node, to);
+            if matches!(header.message, Message::Gossip) {
+                assert!((2..=4).contains(&to.0[0]), "gossip for {to}");
+                told += 1;
+            }
+        }
+        assert!(told > 5, "{told}");
+    }
+
+    #[test]
+    fn a_silent_neighbour_is_dead_unless_it_refutes() {
+        let start = Instant::now();
+        for refutes in [false, true] {
+            let mut swim = among_many(start);
+            swim.handle(start, Input::Silent(id(3))).unwrap();
+            assert_eq!(swim.liveness()[&id(3)], Liveness::Suspect);
+            let (now, _) = run(&mut swim, start, Duration::from_secs(1));
+            if refutes {
+                let standings = vec![Standing { incarnation: 1, ..standing(3, false) }];
+                let input = Input::Standings { from: id(2), alive: MANY.into(), standings };
+                swim.handle(now, input).unwrap();
+            }
+            run(&mut swim, now, Duration::from_secs(10));
+            let expected = if refutes { Liveness::Alive } else { Liveness::Dead };
+            assert_eq!(swim.liveness()[&id(3)], expected);
+        }
+    }
+
+    #[test]
+    fn who_was_cut_off_begins_anew_and_buries_nobody() {
+        let now = Instant::now();
+        let mut alone = Swim::new(id(1), 5, 9);
+        alone.handle(now, standings(id(2), 1, true)).unwrap();
+        assert_eq!(alone.living().count(), 0);
+        alone.handle(now, standings(id(2), MANY, false)).unwrap();
+        assert_eq!(alone.living().count(), usize::from(MANY) - 1);
+        assert_eq!(alone.me().rejoins, 1, "the others think it dead");
+        let mut rest = among_many(now);
+        rest.handle(now, standings(id(2), 1, true)).unwrap();
+        assert_eq!(rest.living().count(), usize::from(MANY) - 1);
+        assert_eq!(rest.me().rejoins, 0);
+    }
+
+    #[test]
+    fn what_was_missed_is_learned_and_a_rumor_of_the_own_death_refuted() {
+        let now = Instant::now();
+        let mut swim = among_many(now);
+        let before = swim.fingerprint();
+        let news = vec![standing(7, true), standing(1, true)];
+        swim.handle(now, Input::Standings { from: id(2), alive: 99, standings: news }).unwrap();
+        assert_eq!(swim.liveness()[&id(7)], Liveness::Dead);
+        assert_eq!(swim.me().rejoins, 1);
+        assert_ne!(swim.fingerprint(), before);
+    }
+}

@@ -4,7 +4,7 @@
 
 mod host;
 mod scenes;
-mod wire;
+pub(in crate::mesh) mod wire;
 mod world;
 
 pub use scenes::{Figures, cold, death, heal, join, rest, settled};

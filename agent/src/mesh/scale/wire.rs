@@ -16,8 +16,8 @@ pub(super) const PACKET: u64 = 28 + 30;
 const FULL: u64 = 1150;
 /// What the dialling and the accepting side send until a connection is in use: both flights
 /// of TLS 1.3 in QUIC, the two Hellos. A test compares with real connections.
-pub(super) const DIAL: u64 = 4000;
-pub(super) const ACCEPT: u64 = 3200;
+pub(in crate::mesh) const DIAL: u64 = 4000;
+pub(in crate::mesh) const ACCEPT: u64 = 3200;
 /// What a handshake costs the accepting side in time of its one thread.
 pub(super) const HANDSHAKE: Duration = Duration::from_micros(700);
 /// Keep-alives: each side of a connection sends a packet every three seconds.
