@@ -5,6 +5,7 @@
 #   make bench                    ADD and DEL against bridge + host-local
 #   make bench-policy             what 10,000 policies over 10,000 pods cost
 #   make bench-datapath           packets between pods, against other ways to wire two nodes
+#   make bench-scale [ARGS="mesh --nodes 10,100"]   up to 5,000 nodes; docs/scale/
 #   make fuzz TARGET=wire SECONDS=60   a fuzz target, led by coverage; TARGET=all for all
 #   make sim [SECONDS=180]        clusters under faults, simulated; SEEDS, NODES, SEED, SCHEDULE
 #   make sim-mutants              broken on purpose: does the simulator notice?
@@ -25,7 +26,7 @@ SUDO := sudo -E
 export CARGO_TARGET_$(shell echo $(TRIPLE) | tr a-z- A-Z_)_RUNNER := sudo -E
 endif
 
-.PHONY: build lab test sim sim-mutants e2e bench bench-policy bench-datapath fuzz image fmt lint deny verify clean-lab
+.PHONY: build lab test sim sim-mutants e2e bench bench-policy bench-datapath fuzz image fmt lint deny verify clean-lab bench-scale
 
 build:
 	@bash tests/setup.sh build
@@ -82,6 +83,11 @@ bench-datapath:
 	@bash tests/setup.sh test
 	@$(MAKE) --no-print-directory build
 	$(SUDO) $(BIN)/bench_datapath
+
+bench-scale:
+	@bash tests/setup.sh test
+	@$(MAKE) --no-print-directory build
+	$(SUDO) $(BIN)/bench_scale $(ARGS)
 
 # Bash counts in SECONDS, so make's own name for it stays out of the environment.
 fuzz: TARGET ?= all

@@ -131,6 +131,26 @@ fn all() -> Vec<(String, String)> {
     let reply = SyncReply { records: vec![record()], wanted: vec![OTHER], ledger: head() };
     golden.add("sync_reply", &reply);
     golden.add("rumor", &Rumor { records: vec![record()] });
+    golden.add("sync_summary", &SyncSummary { root: 0x0102_0304_0506_0708, ledger: head() });
+    golden.add("sync_leaves", &SyncLeaves { leaves: vec![1, u64::MAX], ledger: head() });
+    let standing = Standing { node: OTHER, session: 5, rejoins: 1, incarnation: 300, down: true };
+    let part = SyncPart {
+        of: 16,
+        leaves: vec![0, 15],
+        records: vec![(NODE, 5, 2)],
+        standings: vec![standing],
+        alive: 3,
+        ledger: head(),
+    };
+    golden.add("sync_part", &part);
+    let reply = SyncPartReply {
+        records: vec![record()],
+        wanted: vec![OTHER],
+        standings: vec![standing],
+        alive: 4,
+        ledger: head(),
+    };
+    golden.add("sync_part_reply", &reply);
     golden.add("ledger_head", &head());
     golden.add("ledger_pull", &LedgerPull { after: LedgerHead::default() });
     let command =
@@ -247,6 +267,10 @@ fn decode_all(payload: &[u8]) {
     one::<SyncDigest>(payload);
     one::<SyncReply>(payload);
     one::<Rumor>(payload);
+    one::<SyncSummary>(payload);
+    one::<SyncLeaves>(payload);
+    one::<SyncPart>(payload);
+    one::<SyncPartReply>(payload);
     one::<LedgerHead>(payload);
     one::<LedgerPull>(payload);
     one::<LedgerDelta>(payload);

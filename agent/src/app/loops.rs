@@ -131,12 +131,20 @@ async fn store(app: &App, book: &PeerBook) -> bool {
     stored.is_ok()
 }
 
-/// Tells the others what they may want to know of this node; at most every two
-/// seconds, since every change is a rumor to the whole cluster.
+/// Pause between two tellings of what changes with every pod: every change is a rumor to
+/// the whole cluster, and all members together may start fifty of them a second.
+fn telling(members: usize) -> Duration {
+    let all = u32::try_from(members).unwrap_or(u32::MAX);
+    Duration::from_millis(20).saturating_mul(all).max(Duration::from_secs(2))
+}
+
+/// Tells the others what they may want to know of this node: at once what they need to
+/// reach it or to ask it for addresses, the rest when it is its turn.
 pub(super) async fn tell(app: Arc<App>) {
     let mut leases = app.ipam.watch();
     let mut ledgers = app.consensus.subscribe();
     let mut told = None;
+    let mut told_at = Instant::now();
     loop {
         leases.borrow_and_update();
         ledgers.borrow_and_update();
@@ -149,7 +157,13 @@ pub(super) async fn tell(app: Arc<App>) {
             app.own_addresses(),
             app.dataplane.mtu(),
         );
-        if told.as_ref() != Some(&now) {
+        let urgent = told.as_ref().is_none_or(|told: &(u32, u32, u32, _, _)| {
+            let empty = |stand: &(u32, u32, u32, _, _)| (stand.0 == 0, stand.1 == 0);
+            (&told.3, told.4) != (&now.3, now.4) || empty(told) != empty(&now)
+        });
+        let turn = told_at.elapsed() >= telling(app.mesh.view().members.len());
+        if urgent || (turn && told.as_ref() != Some(&now)) {
+            told_at = Instant::now();
             let (free4, free6, leases, overlay, mtu) = now.clone();
             let ledger_index = app.consensus.ledger().head().index;
             app.mesh.update_record(Box::new(move |record| {
@@ -166,7 +180,7 @@ pub(super) async fn tell(app: Arc<App>) {
         tokio::select! {
             changed = leases.changed() => if changed.is_err() { return },
             changed = ledgers.changed() => if changed.is_err() { return },
-            // Nobody tells of a new MTU.
+            // Nobody tells of a new MTU, or that it is its turn.
             () = tokio::time::sleep(Duration::from_secs(5)) => {}
         }
     }

@@ -7,7 +7,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use quinn::VarInt;
 use weft_proto::frame::{Frame, FrameError};
-use weft_proto::wire::v1::{Echo, Failure, LedgerHead, Rumor, Swim, SyncDigest};
+use weft_proto::wire::v1::{
+    Echo, Failure, LedgerHead, Rumor, Swim, SyncDigest, SyncPart, SyncSummary,
+};
 
 use super::auth::printable;
 use super::pool::Conn;
@@ -136,7 +138,7 @@ pub(super) fn started(state: &Arc<State>, conn: &Arc<Conn>) {
     state.refresh_view();
 }
 
-fn tell_swim(state: &State, input: Input) {
+pub(super) fn tell_swim(state: &State, input: Input) {
     if state.swim.try_send(input).is_err() {
         state.count("swim_dropped");
     }
@@ -285,6 +287,15 @@ async fn handle(
     if frame.is::<SyncDigest>() {
         let digest = frame.decode().map_err(|e| bad(&e))?;
         let reply = sync::answer(state, conn, &digest);
+        return Frame::new(&reply).map(Some).map_err(|e| bad(&e));
+    }
+    if frame.is::<SyncSummary>() {
+        let asked = frame.decode().map_err(|e| bad(&e))?;
+        return Frame::new(&sync::leaves(state, conn, &asked)).map(Some).map_err(|e| bad(&e));
+    }
+    if frame.is::<SyncPart>() {
+        let part = frame.decode().map_err(|e| bad(&e))?;
+        let reply = sync::part(state, conn, part)?;
         return Frame::new(&reply).map(Some).map_err(|e| bad(&e));
     }
     if frame.is::<Rumor>() {

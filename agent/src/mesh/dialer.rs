@@ -1,33 +1,31 @@
 //! Who is dialled, and when: targets until they are connected, members to keep
 //! the mesh as dense as it should be, and anybody on demand.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use quinn::VarInt;
-use rand::seq::IndexedRandom;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use weft_proto::id::NodeId;
 use weft_proto::wire::v1::Failure;
 
 use super::backoff::pause;
+use super::conn;
+use super::density;
+#[cfg(test)]
+pub(super) use super::density::PER_ROUND;
+pub(super) use super::density::{ACTIVE, FULL_MESH};
 use super::handshake::{Rejected, dial};
 use super::net::Liveness;
 use super::pool::Conn;
 use super::state::{DialState, State, canonical, lock};
+use super::swim::Input;
 use super::targets::{Phase, resolve};
 
-/// Up to so many members, everybody is connected to everybody.
-pub(super) const FULL_MESH: usize = 16;
-/// Beyond that, so many random connections are kept.
-pub(super) const ACTIVE: usize = 8;
-/// Beyond that, connections unused for so long are closed.
-const IDLE_OUT: Duration = Duration::from_secs(20);
-/// Dials of one round of maintenance: paced, so that a restart is no storm.
-pub(super) const PER_ROUND: usize = 4;
 /// Time between two targets of a long list, on average.
 const PACE: Duration = Duration::from_millis(5);
 pub(super) const ROUND: Duration = Duration::from_secs(1);
@@ -198,9 +196,8 @@ fn satisfied(state: &State, node: NodeId) -> bool {
         }
         pool.len()
     };
-    let view = state.view.borrow();
-    let alive = view.members.values().filter(|m| m.liveness == Liveness::Alive).count();
-    conns >= ACTIVE && alive > FULL_MESH && view.is_alive(node)
+    let many = state.alive.load(Ordering::Relaxed) > FULL_MESH;
+    conns >= ACTIVE && many && state.view.borrow().is_alive(node)
 }
 
 /// The node behind an address, if we are connected to it already.
@@ -249,50 +246,40 @@ async fn attempt(
 pub(super) async fn maintain_loop(state: Arc<State>) {
     loop {
         tokio::time::sleep(ROUND).await;
-        state.refresh_view();
+        state.refresh_stale_view();
         let view = Arc::clone(&state.view.borrow());
-        let mut missing = Vec::new();
-        let mut alive = 0;
-        for member in view.members.values() {
-            let node = member.record.node;
-            if node == state.me || member.liveness == Liveness::Dead {
-                continue;
-            }
-            alive += 1;
-            if lock(&state.pool).get(node).is_none() {
-                missing.push(node);
-            }
-        }
-        let dense = alive < FULL_MESH;
-        let have = lock(&state.pool).len();
-        let wanted = if dense { missing.len() } else { ACTIVE.saturating_sub(have) };
-        let room =
-            if state.conn_limit == 0 { usize::MAX } else { state.conn_limit.saturating_sub(have) };
-        let chosen: Vec<_> = missing
-            .choose_multiple(&mut rand::rng(), wanted.min(room).min(PER_ROUND))
-            .copied()
-            .collect();
+        let conns = lock(&state.pool).all();
+        let connected: BTreeSet<NodeId> = conns.iter().map(|c| c.node).collect();
+        let living = view
+            .members
+            .iter()
+            .filter(|(node, m)| **node != state.me && m.liveness != Liveness::Dead);
+        let dense = living.clone().take(FULL_MESH).count() < FULL_MESH;
+        let missing: Vec<NodeId> = if dense || conns.len() < ACTIVE {
+            living.map(|(node, _)| *node).filter(|node| !connected.contains(node)).collect()
+        } else {
+            Vec::new()
+        };
+        let limit = if state.conn_limit == 0 { usize::MAX } else { state.conn_limit };
+        let room = limit.saturating_sub(conns.len());
+        let chosen = density::dials(state.me, &missing, conns.len(), dense, room, &mut rand::rng());
         for node in chosen {
-            // The smaller id dials; the other one helps out now and then, for
-            // the smaller may be unable to (NAT).
-            if state.me < node || rand::random_ratio(1, 4) {
-                let state = Arc::clone(&state);
-                tokio::spawn(async move {
-                    let _ = reach(&state, node).await;
-                });
-            }
+            let state = Arc::clone(&state);
+            tokio::spawn(async move {
+                let _ = reach(&state, node).await;
+            });
         }
         if !dense {
-            close_idle(&state);
+            close_idle(&state, &conns);
+            for conn in conns.iter().filter(|c| c.is_silent()) {
+                conn::tell_swim(&state, Input::Silent(conn.node));
+            }
         }
         lock(&state.dials).retain(|node, d| d.running.is_some() || view.members.contains_key(node));
     }
 }
 
-fn close_idle(state: &State) {
-    let mut conns = lock(&state.pool).all();
-    let mut spare = conns.len().saturating_sub(ACTIVE);
-    conns.sort_by_key(|c| std::cmp::Reverse(c.idle()));
+fn close_idle(state: &State, conns: &[Arc<Conn>]) {
     let kept: Vec<NodeId> = lock(&state.targets)
         .iter()
         .filter_map(|(_, t)| match t.phase {
@@ -301,13 +288,9 @@ fn close_idle(state: &State) {
         })
         .take(ACTIVE)
         .collect();
-    for conn in conns {
-        if spare == 0 || conn.idle() < IDLE_OUT {
-            break;
-        }
-        if !kept.contains(&conn.node) {
-            spare -= 1;
-            conn.quic.close(VarInt::from_u32(0), b"idle");
-        }
+    let idle: Vec<_> = conns.iter().map(|c| (c.node, c.idle())).collect();
+    let closed = density::closes(&idle, &kept);
+    for conn in conns.iter().filter(|c| closed.contains(&c.node)) {
+        conn.quic.close(VarInt::from_u32(0), b"idle");
     }
 }

@@ -145,6 +145,13 @@ impl MeshHandle {
         lock(&self.state.pool).get(node).map(|c| c.quic.rtt())
     }
 
+    /// Bytes sent on the connection to a node, with the headers around them.
+    #[cfg(test)]
+    pub(super) fn sent(&self, node: NodeId) -> Option<u64> {
+        let sent = lock(&self.state.pool).get(node)?.quic.stats().udp_tx;
+        Some(sent.bytes + 28 * sent.datagrams)
+    }
+
     /// True if there is a connection right now.
     pub fn is_connected(&self, node: NodeId) -> bool {
         lock(&self.state.pool).get(node).is_some()

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::sync::{Arc, Mutex, RwLock};
 
 use ipnet::IpNet;
@@ -15,7 +15,9 @@ use weft_proto::wire::v1::{LedgerHead, NodeRecord};
 mod auth;
 mod backoff;
 mod conn;
+mod density;
 mod dialer;
+mod digest;
 mod endpoint;
 #[doc(hidden)]
 pub mod fuzzing;
@@ -24,13 +26,17 @@ mod handshake;
 pub mod identity;
 pub mod net;
 mod pool;
+mod reconcile;
 mod records;
+#[doc(hidden)]
+pub mod scale;
 #[cfg(test)]
 pub(crate) mod simulated;
 mod state;
 mod stream;
 mod swim;
 mod swim_codec;
+mod swim_far;
 mod swim_task;
 mod sync;
 mod targets;
@@ -167,6 +173,9 @@ impl Mesh {
             records: Mutex::new(records::Records::new(own)),
             liveness: Mutex::default(),
             dead_since: Mutex::default(),
+            viewed: Mutex::default(),
+            alive: AtomicUsize::new(1),
+            exchanging: Arc::new(Semaphore::new(2)),
             view: watch::channel(Arc::default()).0,
             services: RwLock::new(BTreeMap::new()),
             targets: Mutex::new(targets),

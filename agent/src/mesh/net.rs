@@ -32,7 +32,7 @@ pub enum Liveness {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Member {
     /// What it says of itself.
-    pub record: NodeRecord,
+    pub record: Arc<NodeRecord>,
     /// What others find.
     pub liveness: Liveness,
 }

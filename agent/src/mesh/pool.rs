@@ -2,17 +2,23 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use weft_proto::id::NodeId;
+
+use super::state::lock;
 
 /// Two connections made within this time of each other are a simultaneous
 /// open; after it, a peer that dials again has lost the older one.
 const SIMULTANEOUS: Duration = Duration::from_secs(8);
 /// A connection unused for so long may be closed for another one.
 const EVICTABLE: Duration = Duration::from_secs(20);
+
+/// Both ends keep a connection alive with a packet every three seconds, and repeat one that
+/// is not answered: after this long, with the round of one second, the other end is suspect.
+const SILENT: Duration = Duration::from_millis(4500);
 
 /// An authenticated connection.
 pub(super) struct Conn {
@@ -26,6 +32,8 @@ pub(super) struct Conn {
     pub(super) quic: quinn::Connection,
     pub(super) busy: AtomicUsize,
     used_ms: AtomicU64,
+    /// Packets received when last looked at, and since when that is so.
+    heard: Mutex<(u64, Instant)>,
 }
 
 impl Conn {
@@ -50,6 +58,7 @@ impl Conn {
             quic,
             busy: AtomicUsize::new(0),
             used_ms: AtomicU64::new(0),
+            heard: Mutex::new((0, Instant::now())),
         }
     }
 
@@ -66,6 +75,16 @@ impl Conn {
         }
         let used = Duration::from_millis(self.used_ms.load(Ordering::Relaxed));
         self.since.elapsed().saturating_sub(used)
+    }
+
+    /// True if nothing has come for longer than keep-alives allow. Asked once a second.
+    pub(super) fn is_silent(&self) -> bool {
+        let packets = self.quic.stats().udp_rx.datagrams;
+        let mut heard = lock(&self.heard);
+        if heard.0 != packets {
+            *heard = (packets, Instant::now());
+        }
+        heard.1.elapsed() > SILENT
     }
 
     pub(super) fn alive(&self) -> bool {

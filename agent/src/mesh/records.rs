@@ -4,16 +4,19 @@
 //! over its own connection stands against all hearsay while that connection lasts.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use weft_proto::id::NodeId;
-use weft_proto::wire::v1::{NodeRecord, SyncDigest};
+use weft_proto::wire::v1::{NodeRecord, Standing, SyncDigest};
+
+use super::digest::{self, LEAVES};
 
 /// Most records kept.
-const MAX_RECORDS: usize = 10_000;
+pub(super) const MAX_RECORDS: usize = 10_000;
 /// Most tombstones kept.
 const MAX_TOMBSTONES: usize = 10_000;
 /// Most records in one answer; at about 100 bytes each far below its limit.
-const MAX_BATCH: usize = 4_000;
+pub(super) const MAX_BATCH: usize = 4_000;
 /// Stamps from here on are of no clock and no counter: nothing could overtake them.
 const NO_STAMP: u64 = 1 << 53;
 /// A removed node is let back in when its life began this much after the one removed.
@@ -37,14 +40,22 @@ pub(super) enum Offer {
 #[derive(Debug)]
 pub(super) struct Records {
     me: NodeId,
-    records: BTreeMap<NodeId, NodeRecord>,
+    pub(super) records: BTreeMap<NodeId, Arc<NodeRecord>>,
+    /// What membership says, for comparing it with others.
+    standings: Vec<Standing>,
+    /// How many of these are alive.
+    pub(super) alive: u32,
+    /// Counts changes.
+    generation: u64,
+    /// The sums of all that is known, once asked for.
+    sums: Option<Box<[u64; LEAVES]>>,
     /// Incarnations up to this one are refused.
-    tombstones: BTreeMap<NodeId, u64>,
+    pub(super) tombstones: BTreeMap<NodeId, u64>,
     /// Whose record is what it said itself, over its present connection.
     first_hand: BTreeSet<NodeId>,
 }
 
-fn stamp(record: &NodeRecord) -> (u64, u64) {
+pub(super) fn stamp(record: &NodeRecord) -> (u64, u64) {
     (record.incarnation, record.version)
 }
 
@@ -77,7 +88,11 @@ impl Records {
     pub(super) fn new(own: NodeRecord) -> Self {
         Self {
             me: own.node,
-            records: BTreeMap::from([(own.node, own)]),
+            records: BTreeMap::from([(own.node, Arc::new(own))]),
+            standings: Vec::new(),
+            alive: 0,
+            generation: 0,
+            sums: None,
             tombstones: BTreeMap::new(),
             first_hand: BTreeSet::new(),
         }
@@ -85,17 +100,62 @@ impl Records {
 
     /// This node's record.
     pub(super) fn own(&self) -> Option<&NodeRecord> {
-        self.records.get(&self.me)
+        self.get(self.me)
     }
 
     /// One record.
     pub(super) fn get(&self, node: NodeId) -> Option<&NodeRecord> {
+        self.records.get(&node).map(Arc::as_ref)
+    }
+
+    /// One record, to be shared.
+    pub(super) fn shared(&self, node: NodeId) -> Option<&Arc<NodeRecord>> {
         self.records.get(&node)
     }
 
     /// All records.
-    pub(super) fn iter(&self) -> impl Iterator<Item = &NodeRecord> {
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Arc<NodeRecord>> {
         self.records.values()
+    }
+
+    /// Another number whenever something may have changed.
+    pub(super) fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    fn touch(&mut self) {
+        self.generation += 1;
+        self.sums = None;
+    }
+
+    /// What membership says now.
+    pub(super) fn stand(&mut self, mut standings: Vec<Standing>) {
+        standings.sort_unstable_by_key(|s| s.node);
+        self.alive = u32::try_from(standings.iter().filter(|s| !s.down).count()).unwrap_or(0);
+        self.standings = standings;
+        self.touch();
+    }
+
+    /// What membership says of a node.
+    pub(super) fn standing(&self, node: NodeId) -> Option<&Standing> {
+        let place = self.standings.binary_search_by_key(&node, |s| s.node).ok()?;
+        self.standings.get(place)
+    }
+
+    /// The sums of all records, and of what membership says of their nodes.
+    pub(super) fn sums(&mut self) -> &[u64; LEAVES] {
+        let (records, standings) = (&self.records, &self.standings);
+        self.sums.get_or_insert_with(|| {
+            let mut sums = Box::new([0; LEAVES]);
+            for (node, record) in records {
+                sums[digest::leaf(*node, LEAVES)] ^=
+                    digest::of_record(*node, record.incarnation, record.version);
+            }
+            for standing in standings.iter().filter(|s| records.contains_key(&s.node)) {
+                sums[digest::leaf(standing.node, LEAVES)] ^= digest::of_standing(standing);
+            }
+            sums
+        })
     }
 
     /// How many.
@@ -105,7 +165,7 @@ impl Records {
 
     /// Changes the own record; true if it differs now. Who it is cannot be changed.
     pub(super) fn update(&mut self, change: impl FnOnce(&mut NodeRecord)) -> bool {
-        let Some(own) = self.records.get_mut(&self.me) else { return false };
+        let Some(own) = self.records.get_mut(&self.me).map(Arc::make_mut) else { return false };
         let before = own.clone();
         change(own);
         (own.node, own.incarnation, own.version) =
@@ -118,11 +178,20 @@ impl Records {
             return false;
         }
         own.version += 1;
+        self.touch();
         true
     }
 
     /// Takes a record in if it is valid and newer.
-    pub(super) fn offer(&mut self, record: NodeRecord) -> Offer {
+    pub(super) fn offer(&mut self, record: impl Into<Arc<NodeRecord>>) -> Offer {
+        let offer = self.judge(record.into());
+        if matches!(offer, Offer::Fresh | Offer::Overtaken) {
+            self.touch();
+        }
+        offer
+    }
+
+    fn judge(&mut self, record: Arc<NodeRecord>) -> Offer {
         if let Err(why) = validate(&record) {
             return Offer::Refused(why);
         }
@@ -136,6 +205,7 @@ impl Records {
                 Offer::Refused("a life of this node that no clock can have begun")
             }
             Some(mine) if record.node == self.me => {
+                let mine = Arc::make_mut(mine);
                 mine.incarnation = record.incarnation + 1;
                 mine.version += 1;
                 Offer::Overtaken
@@ -155,7 +225,8 @@ impl Records {
 
     /// Takes in what a node says of itself. The first time on a connection it stands
     /// even against a later stamp: that was hearsay, or of another life.
-    pub(super) fn told_by_itself(&mut self, record: NodeRecord) -> Offer {
+    pub(super) fn told_by_itself(&mut self, record: impl Into<Arc<NodeRecord>>) -> Offer {
+        let record = record.into();
         let node = record.node;
         if node == self.me {
             return Offer::Refused("somebody else speaks as this node");
@@ -193,6 +264,7 @@ impl Records {
         if node == self.me {
             return;
         }
+        self.touch();
         let incarnation = self.records.remove(&node).map_or(now_ms, |r| r.incarnation);
         self.bury(node, incarnation.saturating_add(RETURN_AFTER_MS));
     }
@@ -203,6 +275,7 @@ impl Records {
             return;
         }
         if let Some(record) = self.records.remove(&node) {
+            self.touch();
             self.bury(node, record.incarnation);
         }
     }
@@ -244,7 +317,7 @@ impl Records {
                 })
             })
             .take(MAX_BATCH)
-            .cloned()
+            .map(|r| NodeRecord::clone(r))
             .collect();
         let wanted = known
             .iter()

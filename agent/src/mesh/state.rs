@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -20,6 +20,8 @@ use super::targets::Targets;
 
 /// A dead member stays visible for so long, unless it is removed.
 const DEAD_VISIBLE: Duration = Duration::from_secs(24 * 3600);
+/// The view is looked through for members long dead at least so often.
+const VIEW: Duration = Duration::from_secs(60);
 /// Most refusals kept for status.
 const MAX_REFUSALS: usize = 64;
 
@@ -76,6 +78,12 @@ pub(super) struct State {
     pub(super) records: Mutex<Records>,
     pub(super) liveness: Mutex<BTreeMap<NodeId, Liveness>>,
     pub(super) dead_since: Mutex<BTreeMap<NodeId, Instant>>,
+    /// Of what the view was made, and when.
+    pub(super) viewed: Mutex<Option<(u64, u64, Instant)>>,
+    /// Members taken for alive, this node included.
+    pub(super) alive: AtomicUsize,
+    /// Bounds exchanges of records that this node began.
+    pub(super) exchanging: Arc<Semaphore>,
     pub(super) view: watch::Sender<Arc<MeshView>>,
     pub(super) services: RwLock<BTreeMap<u16, Arc<dyn Service>>>,
     pub(super) targets: Mutex<Targets>,
@@ -227,16 +235,38 @@ impl State {
         if connected { Liveness::Alive } else { Liveness::Dead }
     }
 
+    /// Recomputes the view if anything has changed since, and now and then.
+    pub(super) fn refresh_stale_view(&self) {
+        let of = (lock(&self.records).generation(), *self.pool_changed.borrow());
+        let fresh = lock(&self.viewed)
+            .is_some_and(|(records, pool, at)| (records, pool) == of && at.elapsed() < VIEW);
+        if !fresh {
+            self.refresh_view();
+        }
+    }
+
     /// Recomputes the view; tells watchers if it differs.
     pub(super) fn refresh_view(&self) {
-        let records: Vec<_> = lock(&self.records).iter().cloned().collect();
+        let pool = *self.pool_changed.borrow();
+        let (generation, records) = {
+            let records = lock(&self.records);
+            (records.generation(), records.iter().cloned().collect::<Vec<_>>())
+        };
+        *lock(&self.viewed) = Some((generation, pool, Instant::now()));
+        let connected: BTreeSet<NodeId> = lock(&self.pool).all().iter().map(|c| c.node).collect();
+        let heard = lock(&self.liveness);
+        let liveness_of = |node: NodeId| {
+            let here = node == self.me || connected.contains(&node);
+            let unheard = if here { Liveness::Alive } else { Liveness::Dead };
+            if node == self.me { Liveness::Alive } else { *heard.get(&node).unwrap_or(&unheard) }
+        };
         let mut members = BTreeMap::new();
         let mut expired = Vec::new();
         {
             let mut dead_since = lock(&self.dead_since);
             for record in records {
                 let node = record.node;
-                let liveness = self.liveness_of(node);
+                let liveness = liveness_of(node);
                 if liveness == Liveness::Dead {
                     let since = dead_since.entry(node).or_insert_with(Instant::now);
                     if since.elapsed() > DEAD_VISIBLE {
@@ -250,9 +280,12 @@ impl State {
             }
             dead_since.retain(|node, _| members.contains_key(node));
         }
+        drop(heard);
         for node in expired {
             lock(&self.records).expire(node);
         }
+        let alive = members.values().filter(|m| m.liveness == Liveness::Alive).count();
+        self.alive.store(alive, Ordering::Relaxed);
         let fresh = MeshView { members };
         self.view.send_if_modified(|current| {
             let differs = **current != fresh;

@@ -6,20 +6,23 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::num::{NonZeroU8, NonZeroU32, NonZeroUsize};
 use std::time::{Duration, Instant};
 
-use foca::{
-    AccumulatingRuntime, Codec, Config, Foca, Member, Message, NoCustomBroadcast, State, Timer,
-};
+use foca::{AccumulatingRuntime, Codec, Config, Foca, Message, NoCustomBroadcast, State, Timer};
 use rand10::SeedableRng;
 use rand10::rngs::SmallRng;
 use weft_proto::id::NodeId;
+use weft_proto::wire::v1::Standing;
 
 use super::net::Liveness;
 use super::swim_codec::{SwimCodec, SwimId};
+use super::swim_far::FarProbe;
 
 /// Fits a QUIC datagram on the smallest MTU QUIC allows, with our header.
 const PACKET: usize = 1100;
 /// A rumor is told at least so often.
 const TELLINGS: u8 = 12;
+/// In a cluster of more than so many, so often.
+const MANY: u32 = 128;
+const TELLINGS_OF_MANY: u8 = 8;
 /// Nodes known by record only that are greeted in one round.
 const STRANGERS: usize = 4;
 
@@ -34,13 +37,17 @@ pub(super) enum Input {
     Lost(NodeId),
     /// The last connection to a node was closed on purpose; that says nothing of the node.
     Closed(NodeId),
+    /// Nothing has come over a connection for longer than it should.
+    Silent(NodeId),
+    /// What a peer, which takes so many for alive, holds of some members.
+    Standings { from: NodeId, alive: u32, standings: Vec<Standing> },
     /// This node must appear in a newer life (its clock ran backwards).
     NewLife(u64),
     /// This node goes away.
     Leave,
 }
 
-struct Due {
+pub(super) struct Due {
     at: Instant,
     seq: u64,
     timer: Timer<SwimId>,
@@ -65,21 +72,30 @@ impl Ord for Due {
 
 /// The state machine.
 pub(super) struct Swim {
-    foca: Foca<SwimId, SwimCodec, SmallRng, NoCustomBroadcast>,
-    out: AccumulatingRuntime<SwimId>,
-    timers: BinaryHeap<Reverse<Due>>,
+    pub(super) foca: Foca<SwimId, SwimCodec, SmallRng, NoCustomBroadcast>,
+    pub(super) out: AccumulatingRuntime<SwimId>,
+    pub(super) timers: BinaryHeap<Reverse<Due>>,
     /// The timer of gossip: five times a second, and mostly with nothing to say.
-    gossip: Option<(Instant, Timer<SwimId>)>,
+    pub(super) gossip: Option<(Instant, Timer<SwimId>)>,
+    /// The next probe, in a cluster that is no full mesh.
+    pub(super) probe: Option<FarProbe>,
+    /// There has been one already.
+    pub(super) probed: bool,
+    /// Number of the probe that has not been answered.
+    pub(super) asked: Option<u8>,
+    /// Members whose connection was lost, and until when they may refute what follows of it.
+    pub(super) accused: BTreeMap<SwimId, (u16, Instant)>,
+    pub(super) seed: u64,
     seq: u64,
     sized_for: u32,
     /// Connected peers and the life we talk to.
-    connected: BTreeMap<NodeId, u64>,
+    pub(super) connected: BTreeMap<NodeId, u64>,
     left: bool,
     /// Where the next round of greetings starts.
     round: usize,
 }
 
-fn config(size: u32) -> Config {
+pub(super) fn config(size: u32) -> Config {
     let mut config = Config::new_lan(NonZeroU32::new(size).unwrap_or(NonZeroU32::MIN));
     if let Some(packet) = NonZeroUsize::new(PACKET) {
         config.max_packet_size = packet;
@@ -88,6 +104,11 @@ fn config(size: u32) -> Config {
     // lost packets are enough for a suspect never to hear that it is one, or not to be heard.
     let tellings = NonZeroU8::MIN.saturating_add(TELLINGS - 1);
     config.max_transmissions = config.max_transmissions.max(tellings);
+    if size > MANY {
+        // What is missed is found by comparing; a thousand restarts at once are talked of
+        // for long enough.
+        config.max_transmissions = NonZeroU8::MIN.saturating_add(TELLINGS_OF_MANY - 1);
+    }
     // The library waits 4 s (times log10 of the size) before a suspect is
     // dead; 2.5 s keeps death within about 5 s in a small cluster, and still
     // leaves a busy node a dozen rounds of gossip to refute.
@@ -104,6 +125,11 @@ impl Swim {
             out: AccumulatingRuntime::new(),
             timers: BinaryHeap::new(),
             gossip: None,
+            probe: None,
+            probed: false,
+            asked: None,
+            accused: BTreeMap::new(),
+            seed,
             seq: 0,
             sized_for: 8,
             connected: BTreeMap::new(),
@@ -112,7 +138,7 @@ impl Swim {
         }
     }
 
-    fn me(&self) -> SwimId {
+    pub(super) fn me(&self) -> SwimId {
         *self.foca.identity()
     }
 
@@ -134,16 +160,10 @@ impl Swim {
             }
             Input::Lost(node) => {
                 self.connected.remove(&node);
-                let suspects: Vec<_> = self
-                    .foca
-                    .iter_members()
-                    .filter(|m| m.id().node == node && m.state() == State::Alive)
-                    .map(|m| Member::new(*m.id(), m.incarnation(), State::Suspect))
-                    .collect();
-                self.foca
-                    .apply_many(suspects.into_iter(), true, &mut self.out)
-                    .map_err(|e| e.to_string())
+                self.accuse(now, node)
             }
+            Input::Silent(node) => self.accuse(now, node),
+            Input::Standings { from, alive, standings } => self.compare(from, alive, &standings),
             Input::NewLife(session) => {
                 let id = SwimId { session, rejoins: 0, ..self.me() };
                 self.foca.change_identity(id, &mut self.out).map_err(|e| e.to_string())
@@ -163,6 +183,7 @@ impl Swim {
         if header.src.node != from {
             return Err(format!("packet of {} in the name of {}", from, header.src.node));
         }
+        self.answered(&header.message);
         self.foca.handle_data(data, &mut self.out).map_err(|e| e.to_string())
     }
 
@@ -179,6 +200,12 @@ impl Swim {
                 self.collect(now);
             }
         }
+        if let Some(probe) = self.probe.take_if(|probe| probe.due(self.asked) <= now) {
+            self.asked = None;
+            let _ = self.foca.handle_timer(probe.timer, &mut self.out);
+            self.collect(now);
+        }
+        self.judge_accused(now);
         if let Some((_, timer)) = self.gossip.take_if(|(at, _)| *at <= now) {
             let _ = self.foca.handle_timer(timer, &mut self.out);
             self.collect(now);
@@ -219,13 +246,14 @@ impl Swim {
         self.collect(now);
     }
 
-    fn collect(&mut self, now: Instant) {
+    pub(super) fn collect(&mut self, now: Instant) {
         while let Some((after, timer)) = self.out.to_schedule() {
             if matches!(timer, Timer::PeriodicGossip(_)) {
                 // A new one replaces that of a former life, which would do nothing.
                 self.gossip = Some((now + after, timer));
                 continue;
             }
+            let Some((after, timer)) = self.stretched(now, after, timer) else { continue };
             self.seq += 1;
             self.timers.push(Reverse(Due { at: now + after, seq: self.seq, timer }));
         }
@@ -238,7 +266,7 @@ impl Swim {
         loop {
             let (to, data) = self.out.to_send()?;
             if !self.wrongs(to, &data) {
-                return Some((to.node, data.to_vec()));
+                return Some(self.directed(to, &data));
             }
         }
     }
@@ -258,7 +286,9 @@ impl Swim {
         // Nobody is woken to say nothing; with news, gossip that is late comes at once.
         let news = self.foca.updates_backlog() > 0;
         let gossip = self.gossip.as_ref().filter(|_| news).map(|(at, _)| *at);
-        timer.into_iter().chain(gossip).min()
+        let probe = self.probe.as_ref().map(|probe| probe.due(self.asked));
+        let accused = self.accused.values().map(|(_, until)| *until).min();
+        timer.into_iter().chain(gossip).chain(probe).chain(accused).min()
     }
 
     /// What is known of every other member.

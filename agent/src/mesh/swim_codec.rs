@@ -7,7 +7,7 @@ use weft_proto::id::NodeId;
 
 /// A member as SWIM knows it: a node, one of its lives, and how often it had
 /// to come back within that life after being declared dead by mistake.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct SwimId {
     pub(super) node: NodeId,
     pub(super) session: u64,

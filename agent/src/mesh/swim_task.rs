@@ -21,6 +21,9 @@ const LAST_ASK: Duration = Duration::from_secs(2);
 pub(super) async fn run(state: Arc<State>, mut inputs: mpsc::Receiver<Input>) {
     let mut swim = Swim::new(state.me, state.session, rand::random());
     let mut greet = Instant::now() + GREET;
+    // What was last seen of the members, of the records, and of both when nobody had a
+    // record and was not heard of.
+    let (mut seen, mut complete) = (0, None);
     loop {
         let wake = swim.deadline().map_or(greet, |due| due.min(greet));
         let input = tokio::select! {
@@ -45,24 +48,35 @@ pub(super) async fn run(state: Arc<State>, mut inputs: mpsc::Receiver<Input>) {
         swim.tick(now);
         if now >= greet {
             greet = now + GREET;
-            let known: Vec<_> =
-                lock(&state.records).iter().map(|r| (r.node, r.incarnation)).collect();
-            swim.greet(now, &known);
+            let state_of_things = (lock(&state.records).generation(), swim.fingerprint());
+            let mut unheard = Vec::new();
+            if complete != Some(state_of_things) {
+                let heard = swim.heard();
+                let records = lock(&state.records);
+                let known = records.iter().filter(|r| !heard.contains(&r.node));
+                unheard = known.map(|r| (r.node, r.incarnation)).collect();
+                complete = unheard.is_empty().then_some(state_of_things);
+            }
+            swim.greet(now, &unheard);
         }
         send_all(&state, &mut swim);
+        let fingerprint = swim.fingerprint();
+        if fingerprint == seen {
+            continue;
+        }
+        seen = fingerprint;
+        lock(&state.records).stand(swim.standings());
         let liveness = swim.liveness();
         let before = std::mem::replace(&mut *lock(&state.liveness), liveness.clone());
-        if before != liveness {
-            let died = liveness
-                .iter()
-                .filter(|(node, l)| **l == Liveness::Dead && before.get(node) != Some(l))
-                .map(|(node, _)| *node);
-            for node in died {
-                state.count("member_dead");
-                check_dead(&state, node);
-            }
-            state.refresh_view();
+        let died = liveness
+            .iter()
+            .filter(|(node, l)| **l == Liveness::Dead && before.get(node) != Some(l))
+            .map(|(node, _)| *node);
+        for node in died {
+            state.count("member_dead");
+            check_dead(&state, node);
         }
+        state.refresh_view();
     }
 }
 

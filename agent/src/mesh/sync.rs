@@ -8,7 +8,10 @@ use std::time::Duration;
 use rand::seq::IndexedRandom;
 use weft_proto::frame::Frame;
 use weft_proto::id::NodeId;
-use weft_proto::wire::v1::{LedgerHead, NodeRecord, Rumor, SyncDigest, SyncReply};
+use weft_proto::wire::v1::{
+    Failure, LedgerHead, NodeRecord, Rumor, Standing, SyncDigest, SyncLeaves, SyncPart,
+    SyncPartReply, SyncReply, SyncSummary,
+};
 
 use super::conn;
 use super::pool::Conn;
@@ -26,28 +29,94 @@ pub(super) const RUMOR: usize = 200;
 pub(super) const DOUBTED: usize = 8;
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Answers a digest.
+/// Answers a whole digest, as builds send it that know no sums.
 pub(super) fn answer(state: &State, conn: &Conn, digest: &SyncDigest) -> SyncReply {
     let (records, wanted) = lock(&state.records).compare(digest);
     state.tell_head(conn.node, digest.ledger);
     SyncReply { records, wanted, ledger: *lock(&state.head) }
 }
 
-/// Compares with one peer and exchanges what differs.
+/// Answers the question whether all is the same.
+pub(super) fn leaves(state: &State, conn: &Conn, asked: &SyncSummary) -> SyncLeaves {
+    state.tell_head(conn.node, asked.ledger);
+    let head = *lock(&state.head);
+    lock(&state.records).leaves(asked, head)
+}
+
+/// Answers what the asker has where we differ.
+pub(super) fn part(state: &State, conn: &Conn, part: SyncPart) -> Result<SyncPartReply, Failure> {
+    state.tell_head(conn.node, part.ledger);
+    let head = *lock(&state.head);
+    let reply = lock(&state.records).compare_part(&part, head);
+    let reply = reply.ok_or_else(|| Failure {
+        code: Failure::BAD_REQUEST,
+        message: format!("{} is no number of leaves", part.of),
+    })?;
+    told_standings(state, conn.node, part.alive, part.standings);
+    Ok(reply)
+}
+
+fn told_standings(state: &State, from: NodeId, alive: u32, standings: Vec<Standing>) {
+    if !standings.is_empty() {
+        conn::tell_swim(state, Input::Standings { from, alive, standings });
+    }
+}
+
+/// Compares with one peer and exchanges what differs. Not with many at a time: what the
+/// first brings need not come from the others, too.
 pub(super) async fn exchange(state: &Arc<State>, conn: &Arc<Conn>) {
+    let Ok(_turn) = state.exchanging.acquire().await else { return };
+    let head = *lock(&state.head);
+    let summary = lock(&state.records).summary(head);
+    let Ok(frame) = Frame::new(&summary) else { return };
+    let Ok(reply) = conn::request(conn, &frame, PATIENCE).await else {
+        return state.count("sync_failed");
+    };
+    if reply.is::<Failure>() {
+        return exchange_digest(state, conn).await;
+    }
+    let Ok(leaves) = reply.decode::<SyncLeaves>() else { return state.count("sync_failed") };
+    state.tell_head(conn.node, leaves.ledger);
+    if leaves.leaves.is_empty() {
+        return;
+    }
+    let Some(part) = lock(&state.records).part(&leaves, head) else { return };
+    let Ok(frame) = Frame::new(&part) else { return state.count("sync_too_long") };
+    let Ok(reply) = conn::request(conn, &frame, PATIENCE).await else {
+        return state.count("sync_failed");
+    };
+    let Ok(reply) = reply.decode::<SyncPartReply>() else { return state.count("sync_failed") };
+    let SyncPartReply { records, wanted, standings, alive, ledger } = reply;
+    merge(state, conn, records, wanted, ledger).await;
+    told_standings(state, conn.node, alive, standings);
+}
+
+/// The same with a build that knows no sums.
+async fn exchange_digest(state: &Arc<State>, conn: &Arc<Conn>) {
     let digest = SyncDigest { records: lock(&state.records).digest(), ledger: *lock(&state.head) };
     let Ok(frame) = Frame::new(&digest) else { return state.count("sync_too_long") };
     let Ok(reply) = conn::request(conn, &frame, PATIENCE).await else {
         return state.count("sync_failed");
     };
     let Ok(reply) = reply.decode::<SyncReply>() else { return state.count("sync_failed") };
+    merge(state, conn, reply.records, reply.wanted, reply.ledger).await;
+}
+
+/// Takes in what the other sent, and sends what it wants.
+async fn merge(
+    state: &Arc<State>,
+    conn: &Arc<Conn>,
+    records: Vec<NodeRecord>,
+    wanted: Vec<NodeId>,
+    ledger: LedgerHead,
+) {
     // Who believes something newer of us than we say hears it from ourselves.
-    let doubts = reply.records.iter().any(|r| r.node == state.me).then_some(state.me);
-    take_records(state, conn.node, reply.records);
-    state.tell_head(conn.node, reply.ledger);
+    let doubts = records.iter().any(|r| r.node == state.me).then_some(state.me);
+    take_records(state, conn.node, records);
+    state.tell_head(conn.node, ledger);
     let wanted: Vec<NodeRecord> = {
         let records = lock(&state.records);
-        let wanted = reply.wanted.iter().take(10_000).chain(&doubts);
+        let wanted = wanted.iter().take(10_000).chain(&doubts);
         wanted.filter_map(|n| records.get(*n).cloned()).collect()
     };
     for chunk in wanted.chunks(RUMOR) {
@@ -161,11 +230,10 @@ pub(super) async fn rumor_loop(state: Arc<State>) {
     }
 }
 
-/// Pause between digest exchanges: a second while digests are small, up to
-/// ten when there are thousands of records. `random` in 0..1.
-pub(super) fn interval(records: usize, random: f64) -> Duration {
-    let scale = (u32::try_from(records).map_or(10.0, f64::from) / 128.0).clamp(1.0, 10.0);
-    Duration::from_secs_f64(scale * (0.75 + random.clamp(0.0, 1.0) / 2.0))
+/// Pause between exchanges. `random` in 0..1. A question that is answered by "the same"
+/// is small in every size of cluster.
+pub(super) fn interval(_records: usize, random: f64) -> Duration {
+    Duration::from_secs_f64(0.75 + random.clamp(0.0, 1.0) / 2.0)
 }
 
 /// Repairs what rumors missed.
@@ -183,16 +251,5 @@ pub(super) async fn anti_entropy_loop(state: Arc<State>) {
                 exchange(&state, &conn).await;
             }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn digests_get_rarer_as_they_grow() {
-        assert_eq!(interval(3, 0.5), Duration::from_secs(1));
-        assert_eq!(interval(5000, 0.5), Duration::from_secs(10));
     }
 }

@@ -40,6 +40,10 @@ messages! {
     20 / 1 v1::SyncDigest, limit 2 << 20;
     21 / 1 v1::SyncReply, limit 4 << 20;
     22 / 1 v1::Rumor, limit 256 << 10;
+    23 / 1 v1::SyncSummary, limit 256;
+    24 / 1 v1::SyncLeaves, limit 4096;
+    25 / 1 v1::SyncPart, limit 4 << 20;
+    26 / 1 v1::SyncPartReply, limit 4 << 20;
     30 / 1 v1::LedgerHead, limit 256;
     31 / 1 v1::LedgerPull, limit 256;
     32 / 1 v1::LedgerDelta, limit 4 << 20;

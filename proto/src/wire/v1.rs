@@ -141,6 +141,72 @@ pub struct Rumor {
     pub records: Vec<NodeRecord>,
 }
 
+/// "Do we have the same?" Two sums instead of a digest: what is asked most of the
+/// time costs the same in every size of cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SyncSummary {
+    /// Exclusive or of the sums of all leaves.
+    pub root: u64,
+    /// Last ledger entry applied.
+    pub ledger: LedgerHead,
+}
+
+/// Answer to [`SyncSummary`]: the answerer's leaves, none if the roots are the same.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SyncLeaves {
+    /// A power of two of sums, at most 256: nodes are divided by the first bits of their id.
+    pub leaves: Vec<u64>,
+    /// Last ledger entry applied.
+    pub ledger: LedgerHead,
+}
+
+/// What membership holds of a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Standing {
+    /// Who.
+    pub node: NodeId,
+    /// Which life of it.
+    pub session: u64,
+    /// How often it came back within that life.
+    pub rejoins: u32,
+    /// How often it refuted a suspicion since.
+    pub incarnation: u16,
+    /// Declared dead.
+    pub down: bool,
+}
+
+/// What the asker has in the leaves that differ.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SyncPart {
+    /// How many leaves there are: a power of two, at most 256.
+    pub of: u16,
+    /// Numbers of those that differ.
+    pub leaves: Vec<u16>,
+    /// (node, incarnation, version) of every record in them.
+    pub records: Vec<(NodeId, u64, u64)>,
+    /// Membership in them, of nodes that have a record.
+    pub standings: Vec<Standing>,
+    /// How many members the asker takes for alive.
+    pub alive: u32,
+    /// Last ledger entry applied.
+    pub ledger: LedgerHead,
+}
+
+/// Answer to [`SyncPart`], about the same leaves.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SyncPartReply {
+    /// Newer here.
+    pub records: Vec<NodeRecord>,
+    /// Newer there.
+    pub wanted: Vec<NodeId>,
+    /// Membership where it differs from the asker's.
+    pub standings: Vec<Standing>,
+    /// How many members the answerer takes for alive.
+    pub alive: u32,
+    /// Last ledger entry applied.
+    pub ledger: LedgerHead,
+}
+
 /// Position of a ledger replica.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
 pub struct LedgerHead {

@@ -59,7 +59,7 @@ impl State {
                 .map(|(node, record)| {
                     let liveness =
                         if self.reach(*me, *node) { Liveness::Alive } else { Liveness::Dead };
-                    (*node, Member { record: record.clone(), liveness })
+                    (*node, Member { record: record.clone().into(), liveness })
                 })
                 .collect();
             view.send_replace(Arc::new(MeshView { members }));

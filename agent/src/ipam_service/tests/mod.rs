@@ -153,7 +153,7 @@ fn member(number: u8) -> Member {
         software: String::new(),
         mtu: 1400,
     };
-    Member { record, liveness: Liveness::Alive }
+    Member { record: record.into(), liveness: Liveness::Alive }
 }
 
 /// One life of one node, as its parts see the world.

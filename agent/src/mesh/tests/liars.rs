@@ -100,7 +100,7 @@ fn a_man_in_the_middle() {
 
 /// What `node` knows of another.
 fn known(node: &Node, other: NodeId) -> NodeRecord {
-    node.mesh.view().members[&other].record.clone()
+    NodeRecord::clone(&node.mesh.view().members[&other].record)
 }
 
 fn tell(liar: &Stranger, connection: &quinn::Connection, records: Vec<NodeRecord>) {
@@ -166,7 +166,7 @@ fn who_was_lied_to_learns_better_from_the_one_itself() {
     let b = start(config("b"));
     let liar = Stranger::new();
     let connection = liar.join(a.address());
-    let own = b.mesh.view().members[&b.id()].record.clone();
+    let own = known(&b, b.id());
     let lie = NodeRecord {
         incarnation: (1 << 53) - 1,
         underlay: vec!["203.0.113.9".parse().unwrap()],

@@ -26,6 +26,18 @@ fn three_find_each_other_from_one_target() {
 }
 
 #[test]
+fn a_connection_costs_what_the_simulation_of_thousands_reckons() {
+    let nodes = cluster(&["a", "b"]);
+    all_see_all(&nodes);
+    let sent = |here: usize, there: usize| nodes[here].mesh.sent(nodes[there].id());
+    until("both have a connection", || sent(0, 1).is_some() && sent(1, 0).is_some());
+    let both = sent(0, 1).unwrap_or(0) + sent(1, 0).unwrap_or(0);
+    println!("a handshake and the first words: {both} bytes");
+    let reckoned = super::super::scale::wire::DIAL + super::super::scale::wire::ACCEPT;
+    assert!(both > reckoned / 3 && both < reckoned * 2, "{both} bytes, not {reckoned}");
+}
+
+#[test]
 fn the_own_target_is_recognised() {
     let node = start(config("a"));
     node.mesh.connect(&[node.target()], false).unwrap();

@@ -1,0 +1,158 @@
+//! The real data plane in a namespace of its own, with thousands of peers: what it costs
+//! to put all of them into the kernel, to change one, and to look without a difference.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use ipnet::{IpNet, Ipv4Net};
+use serde::Serialize;
+use weft_agent::dataplane::intent::{Intent, PeerIntent};
+use weft_agent::dataplane::{Dataplane, DataplaneConfig, DataplaneHandle};
+use weft_agent::lab::netns::Netns;
+use weft_proto::id::NodeId;
+use weft_tests::stats::{ms, percentile};
+use weft_tests::wait_until;
+
+const ROUNDS: usize = 20;
+
+/// Milliseconds.
+#[derive(Debug, Serialize)]
+pub(crate) struct Kernel {
+    pub(crate) peers: usize,
+    /// From the intent to the last object in the kernel, nothing there before.
+    pub(crate) cold_ms: f64,
+    /// The agent's part of that: time of its thread on a processor.
+    pub(crate) cold_cpu_ms: f64,
+    /// One peer's block moves: until it is in the kernel; median and worst.
+    pub(crate) change_ms: f64,
+    pub(crate) change_worst_ms: f64,
+    /// Start with all of it in the kernel already, and the same intent.
+    pub(crate) warm_ms: f64,
+    /// Looking at the kernel, planning, finding nothing: time of the thread.
+    pub(crate) look_cpu_ms: f64,
+}
+
+struct Namespace(Netns);
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        let _ = self.0.delete();
+    }
+}
+
+fn peer(number: usize) -> Result<(NodeId, PeerIntent)> {
+    let n = u32::try_from(number)?;
+    let mut id = [0; 16];
+    id[..4].copy_from_slice(&n.wrapping_mul(2_654_435_761).to_be_bytes());
+    id[4..8].copy_from_slice(&n.to_be_bytes());
+    let block = Ipv4Net::new(Ipv4Addr::from(0x0a20_0040 + n * 64), 26)?;
+    let underlay = IpAddr::V4(Ipv4Addr::from(0xac10_0002 + n));
+    Ok((NodeId(id), PeerIntent { underlay, blocks: vec![IpNet::V4(block)] }))
+}
+
+fn intent(peers: usize) -> Result<Intent> {
+    Ok(Intent {
+        ranges: vec!["10.32.0.0/12".parse()?],
+        own: vec!["10.32.0.1".parse()?],
+        peers: (0..peers).map(peer).collect::<Result<BTreeMap<_, _>>>()?,
+        pods: BTreeMap::new(),
+        settling: false,
+    })
+}
+
+/// Time on a processor of this process's threads of that name.
+fn cpu(name: &str) -> Result<Duration> {
+    let mut sum = 0;
+    for task in std::fs::read_dir("/proc/self/task")? {
+        let path = task?.path();
+        let Ok(comm) = std::fs::read_to_string(path.join("comm")) else { continue };
+        if comm.trim() == name {
+            let stat = std::fs::read_to_string(path.join("schedstat"))?;
+            sum += stat.split(' ').next().context("schedstat")?.parse::<u64>()?;
+        }
+    }
+    Ok(Duration::from_nanos(sum))
+}
+
+fn settle(runtime: &tokio::runtime::Runtime, plane: &DataplaneHandle) -> Result<()> {
+    let settled = async { tokio::time::timeout(Duration::from_secs(60), plane.settled()).await };
+    Ok(runtime.block_on(settled)??)
+}
+
+pub(crate) fn measure(peers: usize) -> Result<Kernel> {
+    let netns = Netns::named(format!("wscale-{}", std::process::id()));
+    netns.create()?;
+    let space = Namespace(netns);
+    let ip = |line: &str| {
+        let argv: Vec<&str> = ["ip"].into_iter().chain(line.split(' ')).collect();
+        space.0.exec(&argv)
+    };
+    ip("link set lo up")?;
+    ip("link add eth0 type dummy")?;
+    ip("addr add 172.16.0.1/12 dev eth0")?;
+    ip("link set eth0 up")?;
+    ip("route add default via 172.16.255.254")?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let start = || -> Result<DataplaneHandle> {
+        let config = DataplaneConfig::new("n1", NodeId([1; 16]));
+        Ok(space.0.run(|| Dataplane::start(config))??)
+    };
+    let mut wanted = intent(peers)?;
+    let plane = start()?;
+    let begun = (Instant::now(), cpu("dataplane")?);
+    plane.set_intent(wanted.clone());
+    settle(&runtime, &plane)?;
+    let (cold, cold_cpu) = (begun.0.elapsed(), cpu("dataplane")? - begun.1);
+    let routes = ip("route show proto 117")?.lines().count();
+    ensure!(routes >= peers, "{routes} routes of {peers} are in the kernel");
+
+    let mut changes = Vec::new();
+    for round in 0..ROUNDS {
+        let (node, _) = peer(round * peers / ROUNDS)?;
+        let address = IpAddr::V4(Ipv4Addr::from(0xac1e_0000 + u32::try_from(round)?));
+        wanted.peers.get_mut(&node).context("a peer")?.underlay = address;
+        let begun = Instant::now();
+        plane.set_intent(wanted.clone());
+        settle(&runtime, &plane)?;
+        changes.push(begun.elapsed());
+    }
+
+    // A device of somebody else: it is looked at everything, and nothing differs.
+    let mut looks = Vec::new();
+    for round in 0..ROUNDS / 4 {
+        let quiet = || -> Result<Duration> {
+            let mut last = cpu("dataplane")?;
+            wait_until("the data plane is at rest", Duration::from_secs(30), || {
+                std::thread::sleep(Duration::from_millis(700));
+                let now = cpu("dataplane")?;
+                Ok(std::mem::replace(&mut last, now) == now)
+            })?;
+            Ok(last)
+        };
+        let before = quiet()?;
+        ip(&format!("addr add 192.0.2.{}/32 dev eth0", round + 1))?;
+        wait_until("it has looked", Duration::from_secs(10), || Ok(cpu("dataplane")? > before))?;
+        looks.push(quiet()? - before);
+    }
+
+    drop(plane);
+    wait_until("its thread has ended", Duration::from_secs(10), || {
+        Ok(cpu("dataplane")? == Duration::ZERO)
+    })?;
+    let begun = Instant::now();
+    let plane = start()?;
+    plane.set_intent(wanted);
+    settle(&runtime, &plane)?;
+    let warm = begun.elapsed();
+    Ok(Kernel {
+        peers,
+        cold_ms: ms(cold),
+        cold_cpu_ms: ms(cold_cpu),
+        change_ms: ms(percentile(&changes, 50)),
+        change_worst_ms: ms(percentile(&changes, 100)),
+        warm_ms: ms(warm),
+        look_cpu_ms: ms(percentile(&looks, 50)),
+    })
+}
