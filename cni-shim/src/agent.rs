@@ -133,12 +133,11 @@ impl Agent {
             let left = names::ADD_PATIENCE.saturating_sub(start.elapsed());
             let wait = left.saturating_sub(MARGIN * 2);
             request.wait_ms = Some(u64::try_from(wait.as_millis()).unwrap_or(0));
-            let answer =
-                self.ask_and("POST", "/v1/attachments", &request, wait + MARGIN, || {
-                    if let Some(meanwhile) = meanwhile.take() {
-                        meanwhile();
-                    }
-                });
+            let answer = self.ask_and("POST", "/v1/attachments", &request, wait + MARGIN, || {
+                if let Some(meanwhile) = meanwhile.take() {
+                    meanwhile();
+                }
+            });
             match answer {
                 Err(AgentError::Unreachable { error: HttpError::Refused, .. })
                     if start.elapsed() + pause < RESTART_PATIENCE =>

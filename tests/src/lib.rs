@@ -20,6 +20,7 @@ pub mod podman;
 pub mod policy;
 pub mod policy_lab;
 pub mod prober;
+pub mod ratios;
 pub mod reference;
 pub mod sctp;
 pub mod stats;

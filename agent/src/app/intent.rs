@@ -56,9 +56,7 @@ pub(crate) fn intent<'a>(
     leases: impl Iterator<Item = &'a LeaseInfo>,
     settling: bool,
 ) -> Intent {
-    let pods = leases
-        .filter_map(|lease| Some((lease.key.clone(), pod(lease)?)))
-        .collect();
+    let pods = leases.filter_map(|lease| Some((lease.key.clone(), pod(lease)?))).collect();
     Intent { ranges: ledger.ranges().to_vec(), own, peers, pods, settling }
 }
 

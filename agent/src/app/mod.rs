@@ -145,7 +145,8 @@ impl App {
             drop(routes);
             return self.publish();
         }
-        let pods = changed.into_iter().map(|(key, lease)| (key, lease.as_ref().and_then(intent::pod)));
+        let pods =
+            changed.into_iter().map(|(key, lease)| (key, lease.as_ref().and_then(intent::pod)));
         self.dataplane.change_pods(pods.collect());
         self.publish_policy();
         true

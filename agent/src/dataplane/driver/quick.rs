@@ -139,7 +139,10 @@ fn edits(
 ) -> (Elements, Elements) {
     let keys: Vec<ElementKey> = touched.all().flat_map(sources).collect();
     let some = |of: &Elements| -> Elements {
-        keys.iter().filter_map(|key| of.get_key_value(key)).map(|(k, v)| (k.clone(), v.clone())).collect()
+        keys.iter()
+            .filter_map(|key| of.get_key_value(key))
+            .map(|(k, v)| (k.clone(), v.clone()))
+            .collect()
     };
     let (from, mut to) = (some(there), some(wanted));
     if settling {
