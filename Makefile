@@ -2,7 +2,8 @@
 #   make lab [ARGS="--nodes 5"]   a cluster on this machine, until Ctrl-C
 #   make test                     everything, real packets included (root or sudo)
 #   make e2e                      the manifest on a real Kubernetes (root or sudo)
-#   make bench                    ADD and DEL against bridge + host-local
+#   make bench                    ADD and DEL against the kernel and the reference plugins
+#   make bench-check [RENEW=1]    has anything become slower than the baseline?
 #   make bench-policy             what 10,000 policies over 10,000 pods cost
 #   make fuzz TARGET=wire SECONDS=60   a fuzz target, led by coverage; TARGET=all for all
 #   make sim [SECONDS=180]        clusters under faults, simulated; SEEDS, NODES, SEED, SCHEDULE
@@ -24,7 +25,7 @@ SUDO := sudo -E
 export CARGO_TARGET_$(shell echo $(TRIPLE) | tr a-z- A-Z_)_RUNNER := sudo -E
 endif
 
-.PHONY: build lab test sim sim-mutants e2e bench bench-policy fuzz image fmt lint deny verify clean-lab
+.PHONY: build lab test sim sim-mutants e2e bench bench-check bench-policy fuzz image fmt lint deny verify clean-lab
 
 build:
 	@bash tests/setup.sh build
@@ -70,6 +71,12 @@ bench:
 	@bash tests/setup.sh test
 	@$(MAKE) --no-print-directory build
 	$(SUDO) $(BIN)/bench_attach
+
+bench-check:
+	@bash tests/setup.sh bench
+	@$(MAKE) --no-print-directory build
+	$(SUDO) $(BIN)/bench_attach
+	$(SUDO) env RENEW="$(RENEW)" $(BIN)/bench_check
 
 bench-policy:
 	@bash tests/setup.sh test

@@ -6,6 +6,7 @@
 
 pub mod apiserver;
 pub mod audit;
+pub mod baseline;
 pub mod binaries;
 pub mod cluster;
 pub mod conditions;
