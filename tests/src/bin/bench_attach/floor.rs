@@ -25,10 +25,14 @@ const DELLINK: u16 = 17;
 const GETLINK: u16 = 18;
 const NEWADDR: u16 = 20;
 const NEWROUTE: u16 = 24;
+const DELROUTE: u16 = 25;
 const NEWNEIGH: u16 = 28;
+const DELNEIGH: u16 = 29;
 const CREATE: u16 = 0x600;
 const UP: u32 = 1;
 const INET: u8 = 2;
+/// struct rtmsg: a /32 of the main table, straight on a link.
+const ON_LINK: [u8; 12] = [INET, 32, 0, 0, 254, 117, 253, 1, 0, 0, 0, 0];
 
 /// A node of its own.
 pub(crate) struct Floor {
@@ -144,7 +148,11 @@ impl Floor {
 
     /// Removes it; nobody measures that.
     pub(crate) fn del(&self) -> Result<()> {
-        let batch = Batch::default().add(DELLINK, 0, &link(0, 0), &[(3, &text(HOST))]);
+        let bridge = self.bridge.to_ne_bytes();
+        let batch = Batch::default()
+            .add(DELROUTE, 0, &ON_LINK, &[(1, &ADDRESS), (4, &bridge)])
+            .add(DELNEIGH, 0, &neighbour(INET, self.bridge, 0, 0), &[(1, &ADDRESS)])
+            .add(DELLINK, 0, &link(0, 0), &[(3, &text(HOST))]);
         self.netns.run(|| batch.run(&open()?).map(drop))?
     }
 
@@ -174,8 +182,6 @@ impl Floor {
             .add(GETLINK, 0, &link(0, 0), &[(3, &text(HOST))])
             .run(&host)?;
         let (own, other) = indexes(&made).context("the kernel does not show the pair")?;
-        // struct rtmsg: a /32 of the main table, straight on the link.
-        let on_link = [INET, 32, 0, 0, 254, 117, 253, 1, 0, 0, 0, 0];
         Batch::default()
             .add(NEWNEIGH, CREATE, &neighbour(7, own, 0x40, 4), &[(2, &MAC)])
             .add(
@@ -184,7 +190,7 @@ impl Floor {
                 &neighbour(INET, self.bridge, 0x80, 0),
                 &[(1, &ADDRESS), (2, &MAC)],
             )
-            .add(NEWROUTE, CREATE, &on_link, &[(1, &ADDRESS), (4, &bridge)])
+            .add(NEWROUTE, CREATE, &ON_LINK, &[(1, &ADDRESS), (4, &bridge)])
             .run(&host)?;
         setns(&inside, CloneFlags::CLONE_NEWNET)?;
         let pod = open()?;
@@ -198,7 +204,7 @@ impl Floor {
             .add(NEWLINK, 0, &link(other, UP), &[])
             .add(NEWADDR, CREATE, &address, &[(2, &ADDRESS), (1, &ADDRESS)])
             .add(NEWNEIGH, CREATE, &neighbour(INET, other, 0x80, 0), &[(1, &GATEWAY), (2, &MAC)])
-            .add(NEWROUTE, CREATE, &on_link, &[(1, &GATEWAY), (4, &index)])
+            .add(NEWROUTE, CREATE, &ON_LINK, &[(1, &GATEWAY), (4, &index)])
             .add(NEWROUTE, CREATE, &default, &[(5, &GATEWAY), (4, &index)])
             .run(&pod)?;
         Ok(start.elapsed())
