@@ -2,7 +2,8 @@
 #   make lab [ARGS="--nodes 5"]   a cluster on this machine, until Ctrl-C
 #   make test                     everything, real packets included (root or sudo)
 #   make e2e                      the manifest on a real Kubernetes (root or sudo)
-#   make bench                    ADD and DEL against bridge + host-local
+#   make bench                    ADD and DEL against the kernel and the reference plugins
+#   make bench-check [RENEW=1]    has anything become slower than the baseline?
 #   make bench-policy             what 10,000 policies over 10,000 pods cost
 #   make bench-datapath           packets between pods, against other ways to wire two nodes
 #   make bench-scale [ARGS="mesh --nodes 10,100"]   up to 5,000 nodes; docs/scale/
@@ -26,7 +27,7 @@ SUDO := sudo -E
 export CARGO_TARGET_$(shell echo $(TRIPLE) | tr a-z- A-Z_)_RUNNER := sudo -E
 endif
 
-.PHONY: build lab test sim sim-mutants e2e bench bench-policy bench-datapath fuzz image fmt lint deny verify clean-lab bench-scale
+.PHONY: build lab test sim sim-mutants e2e bench bench-policy bench-datapath fuzz image fmt lint deny verify clean-lab bench-scale bench-check
 
 build:
 	@bash tests/setup.sh build
@@ -72,6 +73,12 @@ bench:
 	@bash tests/setup.sh test
 	@$(MAKE) --no-print-directory build
 	$(SUDO) $(BIN)/bench_attach
+
+bench-check:
+	@bash tests/setup.sh bench
+	@$(MAKE) --no-print-directory build
+	$(SUDO) $(BIN)/bench_attach
+	$(SUDO) env RENEW="$(RENEW)" $(BIN)/bench_check
 
 bench-policy:
 	@bash tests/setup.sh test

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what lab and tests need and this machine (Debian, Ubuntu) lacks.
 # Asks nothing; installs nothing if nothing is missing.
-# usage: setup.sh build|lab|test|fuzz
+# usage: setup.sh build|lab|test|bench|fuzz
 set -euo pipefail
 what=${1:-test}
 
@@ -25,11 +25,16 @@ need gcc gcc
 # The static C library; every libc6-dev has it, but not every gcc has libc6-dev.
 [ "$(gcc -print-file-name=libc.a 2>/dev/null || echo libc.a)" = libc.a ] && missing+=(libc6-dev)
 [ "$what" != fuzz ] || need g++ g++
-if [ "$what" = lab ] || [ "$what" = test ]; then
+if [ "$what" = lab ] || [ "$what" = test ] || [ "$what" = bench ]; then
     need iproute2 ip
     need nftables nft
     need iputils-ping ping
     need procps ps
+fi
+if [ "$what" = bench ]; then
+    need valgrind valgrind
+    need iptables iptables
+    [ -x /usr/lib/cni/bridge ] || missing+=(containernetworking-plugins)
 fi
 if [ "$what" = test ]; then
     need podman podman

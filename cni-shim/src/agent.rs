@@ -120,14 +120,24 @@ impl Agent {
 
     /// Addresses for an attachment. Waits for an agent that is being restarted,
     /// and lets the agent wait for an address, both within `ADD_PATIENCE`.
-    pub(crate) fn attach(&self, mut request: AttachRequest) -> Result<Attachment, AgentError> {
+    /// `meanwhile` is called once, as soon as the agent works on the request.
+    pub(crate) fn attach(
+        &self,
+        mut request: AttachRequest,
+        meanwhile: impl FnOnce(),
+    ) -> Result<Attachment, AgentError> {
+        let mut meanwhile = Some(meanwhile);
         let start = Instant::now();
         let mut pause = Duration::from_millis(20);
         loop {
             let left = names::ADD_PATIENCE.saturating_sub(start.elapsed());
             let wait = left.saturating_sub(MARGIN * 2);
             request.wait_ms = Some(u64::try_from(wait.as_millis()).unwrap_or(0));
-            let answer = self.ask("POST", "/v1/attachments", &request, wait + MARGIN);
+            let answer = self.ask_and("POST", "/v1/attachments", &request, wait + MARGIN, || {
+                if let Some(meanwhile) = meanwhile.take() {
+                    meanwhile();
+                }
+            });
             match answer {
                 Err(AgentError::Unreachable { error: HttpError::Refused, .. })
                     if start.elapsed() + pause < RESTART_PATIENCE =>
@@ -160,7 +170,7 @@ impl Agent {
     pub(crate) fn ready(&self) -> Result<Readiness, AgentError> {
         // Some of the 200 ms is for starting and ending the process.
         let patience = names::STATUS_PATIENCE.saturating_sub(Duration::from_millis(40));
-        let response = self.send("GET", "/v1/ready", &[], patience)?;
+        let response = self.send("GET", "/v1/ready", &[], patience, || {})?;
         // Ready or not, whatever the status says, the body tells.
         serde_json::from_slice(&response.body).map_err(|_| self.unclear(&response))
     }
@@ -177,12 +187,23 @@ impl Agent {
         body: &impl serde::Serialize,
         patience: Duration,
     ) -> Result<Response, AgentError> {
+        self.ask_and(method, path, body, patience, || {})
+    }
+
+    fn ask_and(
+        &self,
+        method: &str,
+        path: &str,
+        body: &impl serde::Serialize,
+        patience: Duration,
+        meanwhile: impl FnOnce(),
+    ) -> Result<Response, AgentError> {
         let body = if method == "POST" {
             serde_json::to_vec(body).unwrap_or_default()
         } else {
             Vec::new()
         };
-        let response = self.send(method, path, &body, patience)?;
+        let response = self.send(method, path, &body, patience, meanwhile)?;
         match response.status {
             200..=299 => Ok(response),
             401 | 403 => {
@@ -203,6 +224,7 @@ impl Agent {
         path: &str,
         body: &[u8],
         patience: Duration,
+        meanwhile: impl FnOnce(),
     ) -> Result<Response, AgentError> {
         let mut headers = self.trace.clone();
         // Without a token file the agent probably never ran; its silence tells that better.
@@ -212,7 +234,7 @@ impl Agent {
             headers.push((TOKEN_HEADER, token));
         }
         let request = Request { method, path, headers: &headers, body };
-        exchange(&self.address, &request, CONNECT_PATIENCE, patience)
+        exchange(&self.address, &request, CONNECT_PATIENCE, patience, meanwhile)
             .map_err(|error| AgentError::Unreachable { address: self.address.clone(), error })
     }
 

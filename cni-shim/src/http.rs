@@ -52,12 +52,14 @@ pub enum HttpError {
     Malformed(&'static str),
 }
 
-/// Sends a request and reads the answer, all within `patience`.
+/// Sends a request and reads the answer, all within `patience`. What can be done
+/// while the other side works on it is done by `meanwhile`.
 pub(crate) fn exchange(
     address: &str,
     request: &Request<'_>,
     connect_patience: Duration,
     patience: Duration,
+    meanwhile: impl FnOnce(),
 ) -> Result<Response, HttpError> {
     let deadline = Instant::now() + patience;
     let io = |error: std::io::Error| match error.kind() {
@@ -71,6 +73,7 @@ pub(crate) fn exchange(
     stream.set_nodelay(true).map_err(io)?;
     stream.set_write_timeout(Some(remaining(deadline, patience)?)).map_err(io)?;
     stream.write_all(&encode(address, request)).map_err(io)?;
+    meanwhile();
     let mut buffer = Vec::with_capacity(4096);
     let mut chunk = [0_u8; 4096];
     loop {

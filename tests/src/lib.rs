@@ -6,6 +6,7 @@
 
 pub mod apiserver;
 pub mod audit;
+pub mod baseline;
 pub mod binaries;
 pub mod cluster;
 pub mod conditions;
@@ -20,6 +21,7 @@ pub mod podman;
 pub mod policy;
 pub mod policy_lab;
 pub mod prober;
+pub mod ratios;
 pub mod reference;
 pub mod sctp;
 pub mod stats;

@@ -40,7 +40,7 @@ impl Drop for Undo<'_> {
                 tracing::error!("{e}");
             }
         }
-        self.app.publish();
+        self.app.publish_leases();
     }
 }
 
@@ -96,7 +96,9 @@ impl App {
         self.ipam.update_facts(key, &facts)?;
         // Right after a start nothing may be handed over yet; then nothing
         // guards the pod either, and there is no answer.
-        while !self.publish() {
+        // A lease that was there before is handed over anew with all others: if the kernel
+        // refused it then, it has to be tried again.
+        while !(if existing { self.publish() } else { self.publish_leases() }) {
             if tokio::time::Instant::now() >= deadline {
                 let why = "the data plane has not taken over yet; try again".to_owned();
                 return Err(BackendError::NotReady(why));
@@ -129,7 +131,7 @@ impl App {
             let _busy = IpamService::begin(&self.ipam, key)?;
             Ok(freed + self.ipam.release(key)?.len())
         });
-        self.publish();
+        self.publish_leases();
         freed
     }
 
@@ -173,7 +175,7 @@ impl Backend for App {
         Box::pin(async move {
             let _busy = IpamService::begin(&self.ipam, &key)?;
             let had = !self.ipam.release(&key)?.is_empty();
-            self.publish();
+            self.publish_leases();
             if had {
                 // The route and rules are gone before the address can be heard of again.
                 self.dataplane
@@ -205,7 +207,7 @@ impl Backend for App {
                     released.push(key);
                 }
             }
-            self.publish();
+            self.publish_leases();
             Ok(GcReply { released })
         })
     }
@@ -268,7 +270,7 @@ impl Backend for App {
         Box::pin(async move {
             for key in self.ipam.keys_of(&id) {
                 if self.ipam.release_one(&key, address)? {
-                    self.publish();
+                    self.publish_leases();
                     return Ok(());
                 }
             }

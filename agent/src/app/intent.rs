@@ -37,6 +37,17 @@ pub(crate) fn peers(
     (peers, unknown)
 }
 
+/// What the data plane shall do for a lease; nothing for one without an interface.
+pub(crate) fn pod(lease: &LeaseInfo) -> Option<PodIntent> {
+    let mac = pod_mac(*lease.addresses.first()?);
+    (!lease.host_ifname.is_empty()).then(|| PodIntent {
+        host_ifname: lease.host_ifname.clone(),
+        mac,
+        addresses: lease.addresses.clone(),
+        port_mappings: lease.port_mappings.clone(),
+    })
+}
+
 /// The whole intent.
 pub(crate) fn intent<'a>(
     ledger: &Ledger,
@@ -45,19 +56,7 @@ pub(crate) fn intent<'a>(
     leases: impl Iterator<Item = &'a LeaseInfo>,
     settling: bool,
 ) -> Intent {
-    let pods = leases
-        .filter(|lease| !lease.host_ifname.is_empty())
-        .filter_map(|lease| {
-            let mac = pod_mac(*lease.addresses.first()?);
-            let pod = PodIntent {
-                host_ifname: lease.host_ifname.clone(),
-                mac,
-                addresses: lease.addresses.clone(),
-                port_mappings: lease.port_mappings.clone(),
-            };
-            Some((lease.key.clone(), pod))
-        })
-        .collect();
+    let pods = leases.filter_map(|lease| Some((lease.key.clone(), pod(lease)?))).collect();
     Intent { ranges: ledger.ranges().to_vec(), own, peers, pods, settling }
 }
 

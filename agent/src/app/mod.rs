@@ -116,8 +116,8 @@ impl App {
         let settling = !routes.unknown.is_empty() && self.started.elapsed() < SETTLE_AT_MOST;
         // Leases are read under the lock, so that of two publishers the one
         // that saw the newer leases also publishes last.
-        // Read before the leases: at worst they are handed over once too often.
-        routes.published = Some(self.ipam.generation());
+        // Taken before the leases are read: at worst they are handed over once too often.
+        routes.published = Some(self.ipam.take_changes().0);
         let (own, peers) = (self.own_addresses(), routes.peers.clone());
         let intent = self
             .ipam
@@ -127,12 +127,29 @@ impl App {
         true
     }
 
-    /// The same, unless somebody has done it since the leases changed.
-    fn publish_leases(&self) {
-        let published = self.routes.lock().unwrap_or_else(PoisonError::into_inner).published;
-        if published != Some(self.ipam.generation()) {
-            self.publish();
+    /// Hands over only the leases that changed, unless somebody has done it. What an
+    /// ADD costs must not grow with the pods and peers that are there already.
+    fn publish_leases(&self) -> bool {
+        let mut routes = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(published) = routes.published else {
+            drop(routes);
+            return self.publish();
+        };
+        if published == self.ipam.generation() {
+            return true;
         }
+        let (generation, changed) = self.ipam.take_changes();
+        routes.published = Some(generation);
+        if changed.iter().any(|(key, _)| *key == Self::own_key()) {
+            // It is part of more than the pods.
+            drop(routes);
+            return self.publish();
+        }
+        let pods =
+            changed.into_iter().map(|(key, lease)| (key, lease.as_ref().and_then(intent::pod)));
+        self.dataplane.change_pods(pods.collect());
+        self.publish_policy();
+        true
     }
 
     /// Asks for a new life of the agent: something changed that counts at start.

@@ -8,7 +8,7 @@ use weft_proto::api::{Condition, Health};
 use weft_proto::id::NodeId;
 use weft_proto::names::{BRIDGE, VXLAN, bridge_mac, vxlan_gateway, vxlan_mac};
 
-use super::intent::Intent;
+use super::intent::{Intent, PodIntent};
 use super::model::{Kind, LinkSpec, Mac, Nexthop, PortFlags, Route, RouteKey, Target, Via};
 
 /// Metric of the blackhole: after every other route.
@@ -104,15 +104,13 @@ pub fn desired(intent: &Intent, facts: &NodeFacts) -> Desired {
 
 /// The pods.
 pub fn desired_pods(intent: &Intent, hairpin: bool) -> DesiredPods {
-    let pods = intent
-        .pods
-        .values()
-        .map(|pod| {
-            let wiring = PodWiring { mac: pod.mac, addresses: pod.addresses.clone() };
-            (pod.host_ifname.clone(), wiring)
-        })
-        .collect();
+    let pods = intent.pods.values().map(desired_pod).collect();
     DesiredPods { pods, port: Some(port_flags(hairpin)) }
+}
+
+/// One pod: its host interface, and what belongs to it.
+pub fn desired_pod(pod: &PodIntent) -> (String, PodWiring) {
+    (pod.host_ifname.clone(), PodWiring { mac: pod.mac, addresses: pod.addresses.clone() })
 }
 
 /// The host route of one address.

@@ -4,18 +4,19 @@
 //! An intent is applied at once against the last picture of the kernel; events
 //! are gathered for a moment, then the kernel is looked at as a whole.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod quick;
+mod reaping;
+
+use std::collections::BTreeMap;
 use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use weft_proto::api::{Condition, Health};
-use weft_proto::attachment::AttachmentKey;
 use weft_proto::names::{MIN_MTU, NFT_TABLE, VXLAN};
 
 use super::apply::{Indexes, OpError, apply};
@@ -24,7 +25,7 @@ use super::desired::{Desired, DesiredPods, condition, desired, desired_pods};
 use super::events::{Events, Source};
 use super::facts::{Mtu, is_ours, node_facts, underlay};
 use super::fights::{Fights, repair};
-use super::handle::{Applied, Command, Shared, WiredPod, lock};
+use super::handle::{Applied, Command, Inbox, Shared, WiredPod, lock};
 use super::intent::Intent;
 use super::model::{Observed, Op};
 use super::netlink::Kernel;
@@ -33,24 +34,17 @@ use super::nft::forward;
 use super::nft::ruleset::{Elements, Ruleset, elements, ruleset};
 use super::nft::transaction::{self, ObservedRules};
 use super::plan::{Plan, plan, plan_pods};
-use super::{DataplaneConfig, DataplaneError, legacy, observe, reaper, sysctl};
+use super::{DataplaneConfig, DataplaneError, legacy, observe, sysctl};
+use reaping::Reaping;
 
 /// Events are gathered this long.
 const GATHER: Duration = Duration::from_millis(20);
 /// Somebody who undoes our repairs is not fought at full speed.
 const GATHER_MAX: Duration = Duration::from_millis(640);
-/// Released veths are gathered this long.
-const REAP: Duration = Duration::from_millis(80);
 /// A full look catches what no event told.
 const LOOK: Duration = Duration::from_secs(30);
 /// A change that the kernel refused is tried again after this.
 const RETRY: Duration = Duration::from_secs(2);
-
-/// A removal of devices under way, and whose they were.
-struct Reaping {
-    worker: JoinHandle<()>,
-    keys: BTreeSet<AttachmentKey>,
-}
 
 pub(crate) struct Driver {
     config: DataplaneConfig,
@@ -68,6 +62,8 @@ pub(crate) struct Driver {
     pods: DesiredPods,
     ruleset: Ruleset,
     elements: Elements,
+    /// The kernel refused elements: only the whole rule set will do.
+    rules_behind: bool,
     mtu: Mtu,
     /// Conditions by where they come from.
     conditions: BTreeMap<&'static str, Vec<Condition>>,
@@ -75,6 +71,8 @@ pub(crate) struct Driver {
     repairs: u64,
     last_repair: Option<String>,
     look_at: Instant,
+    /// Events said that a look is due: until then no more need be read.
+    gathering: bool,
     reap_at: Option<Instant>,
     reaping: Option<Reaping>,
     /// Looks in a row that had to repair something.
@@ -113,12 +111,14 @@ impl Driver {
             pods: DesiredPods::default(),
             ruleset: Ruleset::default(),
             elements: Elements::new(),
+            rules_behind: false,
             mtu: Mtu { value: 0, source: String::new() },
             conditions: BTreeMap::new(),
             errors: Vec::new(),
             repairs: 0,
             last_repair: None,
             look_at: Instant::now() + LOOK,
+            gathering: false,
             reap_at: None,
             reaping: None,
             busy: 0,
@@ -149,19 +149,10 @@ impl Driver {
         if woken {
             self.inbox();
         }
-        let mut changed = false;
-        if route || nft {
-            let own = [self.kernel.raw.port(), self.kernel.rtnl.port(), self.nft.port()];
-            let devices = self.devices();
-            if route {
-                changed |= self.route_events.drain(&own, &devices, &self.desired.ranges);
-            }
-            if nft {
-                changed |= self.nft_events.drain(&own, &devices, &self.desired.ranges);
-            }
-        }
+        let changed = (route || nft) && self.hear([route, nft]);
         let now = Instant::now();
         if changed {
+            self.gathering = true;
             // Looking takes at most a fifth of the time, however busy others are.
             let gather = GATHER * 2_u32.saturating_pow(self.busy.min(5));
             let gather = gather.max(self.cost * 4).min(GATHER_MAX);
@@ -169,6 +160,10 @@ impl Driver {
         }
         if now >= self.look_at {
             self.look_at = now + LOOK;
+            // What was said before the look, it sees.
+            if std::mem::take(&mut self.gathering) {
+                self.hear([true, true]);
+            }
             self.look()?;
             self.cost = now.elapsed();
         }
@@ -178,6 +173,18 @@ impl Driver {
         Ok(())
     }
 
+    /// Reads the events that wait; true if one is a reason to look.
+    fn hear(&mut self, [route, nft]: [bool; 2]) -> bool {
+        let own = [self.kernel.raw.port(), self.kernel.rtnl.port(), self.nft.port()];
+        let devices = self.devices();
+        let ranges = &self.desired.ranges;
+        let route = route && self.route_events.drain(&own, &devices, ranges);
+        let nft = nft && self.nft_events.drain(&own, &devices, ranges);
+        route || nft
+    }
+
+    /// Which have something to say: the inbox, and the events unless a look is due anyway.
+    /// An attach is some thirty events; waking for each would slow it down.
     fn wait(&self) -> Result<[bool; 3], DataplaneError> {
         let due = self.reap_at.map_or(self.look_at, |at| at.min(self.look_at));
         let left = due.saturating_duration_since(Instant::now());
@@ -185,8 +192,9 @@ impl Driver {
         let millis = u16::try_from(left.as_millis() + 1).unwrap_or(u16::MAX);
         let [route, nft] = borrow([self.route_events.fd(), self.nft_events.fd()]);
         let mut fds = [self.woken.as_fd(), route, nft].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+        let some = if self.gathering { &mut fds[..1] } else { &mut fds[..] };
         let timeout = if left.is_zero() { PollTimeout::ZERO } else { PollTimeout::from(millis) };
-        match poll(&mut fds, timeout) {
+        match poll(some, timeout) {
             Ok(_) | Err(nix::errno::Errno::EINTR) => {}
             Err(e) => return Err(failed("wait for events", &std::io::Error::from(e).into())),
         }
@@ -196,19 +204,16 @@ impl Driver {
     fn inbox(&mut self) {
         let mut sink = [0; 64];
         while matches!((&self.woken).read(&mut sink), Ok(n) if n == sink.len()) {}
-        let (intent, generation, commands) = {
+        let (intent, changes, generation, commands) = {
             let mut inbox = lock(&self.shared.inbox);
-            (inbox.intent.take(), inbox.generation, std::mem::take(&mut inbox.commands))
+            let Inbox { intent, changes, generation, commands } = &mut *inbox;
+            (intent.take(), std::mem::take(changes), *generation, std::mem::take(commands))
         };
-        if let Some(intent) = intent {
-            let result = self.take_intent(intent).err();
-            if let Some(error) = &result {
-                tracing::error!(%error, "rules not applied");
-                self.look_at = self.look_at.min(Instant::now() + RETRY);
-            }
-            self.generation = generation;
-            self.report(false);
-            self.shared.applied.send_replace(Applied { generation, result });
+        if let Some(mut intent) = intent {
+            quick::change(Arc::make_mut(&mut intent), &changes);
+            self.settle(generation, false, |driver| driver.take_intent(intent));
+        } else if !changes.is_empty() {
+            self.settle(generation, true, |driver| driver.take_changes(&changes));
         }
         for command in commands {
             match command {
@@ -220,26 +225,51 @@ impl Driver {
         }
     }
 
+    /// Applies something, and tells whoever waits for it how that went; if it was `quick`,
+    /// before the report, which takes the longer the more pods there are.
+    fn settle(
+        &mut self,
+        generation: u64,
+        quick: bool,
+        apply: impl FnOnce(&mut Self) -> Result<(), DataplaneError>,
+    ) {
+        let result = apply(self).err();
+        self.generation = generation;
+        self.rules_behind = result.is_some();
+        if let Some(error) = &result {
+            tracing::error!(%error, "rules not applied");
+            self.look_at = self.look_at.min(Instant::now() + RETRY);
+        }
+        if !quick {
+            self.report(false);
+        }
+        self.shared.applied.send_replace(Applied { generation, result });
+        if quick {
+            self.report(false);
+        }
+    }
+
     /// The quick way: no look at the kernel.
     fn take_intent(&mut self, intent: Arc<Intent>) -> Result<(), DataplaneError> {
-        let ports = |intent: &Intent| intent.pods.values().any(|p| !p.port_mappings.is_empty());
         let only_pods = self.intent.as_ref().is_some_and(|old| {
             old.ranges == intent.ranges
                 && old.own == intent.own
                 && old.settling == intent.settling
-                && ports(old) == ports(&intent)
+                && has_ports(old) == has_ports(&intent)
                 && old.peers == intent.peers
         });
-        let settling = intent.settling;
-        if let Some(reaping) = self.reaping.take_if(|reaping| reaping.is_back(&intent)) {
-            // Who asked for it must not find, and reuse, the device that is going.
-            let _ = reaping.worker.join();
-        }
         if self.intent.as_ref().is_none_or(|old| old.ranges != intent.ranges) {
             // What others' rules do to the range is not known yet.
             self.look_at = Instant::now();
         }
         self.intent = Some(intent);
+        self.wait_for_reaper();
+        self.carry_out(only_pods)
+    }
+
+    /// Brings the kernel from the last picture to what the intent says.
+    fn carry_out(&mut self, only_pods: bool) -> Result<(), DataplaneError> {
+        let settling = self.intent.as_ref().is_none_or(|intent| intent.settling);
         let plan = if only_pods {
             self.want_pods();
             plan_pods(&self.desired, &self.pods, &self.observed, settling)
@@ -464,47 +494,6 @@ impl Driver {
             .collect()
     }
 
-    fn doomed(&self) -> Vec<u32> {
-        let Some(intent) = self.intent.as_ref().filter(|intent| !intent.settling) else {
-            return Vec::new();
-        };
-        let released = |link: &&super::model::Link| {
-            link.alias.as_ref().is_some_and(|alias| !intent.pods.contains_key(&alias.key))
-        };
-        self.observed.links.values().filter(released).map(|link| link.index).collect()
-    }
-
-    fn schedule_reap(&mut self) {
-        if self.reap_at.is_none() && !self.doomed().is_empty() {
-            self.reap_at = Some(Instant::now() + REAP);
-        }
-    }
-
-    /// On a thread of its own: a removal holds its caller for many milliseconds.
-    fn reap(&mut self) {
-        self.reap_at = None;
-        if self.reaping.as_ref().is_some_and(|reaping| !reaping.worker.is_finished()) {
-            self.reap_at = Some(Instant::now() + REAP);
-            return;
-        }
-        let indexes = self.doomed();
-        let mut keys = BTreeSet::new();
-        self.observed.links.retain(|_, link| {
-            let goes = indexes.contains(&link.index);
-            keys.extend(link.alias.iter().filter(|_| goes).map(|alias| alias.key.clone()));
-            !goes
-        });
-        let spawned = std::thread::Builder::new().name("reaper".to_owned()).spawn(move || {
-            if let Err(error) = reaper::reap(&indexes) {
-                tracing::warn!(%error, count = indexes.len(), "released interfaces not deleted");
-            }
-        });
-        match spawned {
-            Ok(worker) => self.reaping = Some(Reaping { worker, keys }),
-            Err(error) => tracing::warn!(%error, "released interfaces not deleted yet"),
-        }
-    }
-
     fn wired(&mut self) -> Result<Vec<WiredPod>, DataplaneError> {
         let links = observe::links(&mut self.kernel.raw).map_err(|e| failed("read links", &e))?;
         let pod = |(host_ifname, link): (String, super::model::Link)| {
@@ -532,11 +521,9 @@ impl Driver {
     }
 }
 
-impl Reaping {
-    /// One of those whose devices go is wanted again.
-    fn is_back(&self, intent: &Intent) -> bool {
-        self.keys.iter().any(|key| intent.pods.contains_key(key))
-    }
+/// Some pod has a host port.
+fn has_ports(intent: &Intent) -> bool {
+    intent.pods.values().any(|pod| !pod.port_mappings.is_empty())
 }
 
 #[allow(unsafe_code, reason = "netlink-sys has no AsFd")]

@@ -8,11 +8,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use ipnet::IpNet;
 use tokio::sync::{oneshot, watch};
 use weft_proto::api::{Condition, DataplaneStatus};
-use weft_proto::attachment::Alias;
+use weft_proto::attachment::{Alias, AttachmentKey};
 use weft_proto::names::MIN_MTU;
 
 use super::driver::Driver;
-use super::intent::Intent;
+use super::intent::{Intent, PodIntent};
 use super::{DataplaneConfig, DataplaneError, thread};
 
 /// The host end of a pod's veth, as found in the kernel.
@@ -36,10 +36,16 @@ pub(crate) enum Command {
 #[derive(Default)]
 pub(crate) struct Inbox {
     pub(crate) intent: Option<Arc<Intent>>,
-    /// Counts intents.
+    /// What became of pods since that intent, or since the last one taken: the
+    /// later of two about one pod counts.
+    pub(crate) changes: Vec<PodChange>,
+    /// Counts intents and changes.
     pub(crate) generation: u64,
     pub(crate) commands: Vec<Command>,
 }
+
+/// A pod as it now is; `None`: it is no more.
+pub(crate) type PodChange = (AttachmentKey, Option<PodIntent>);
 
 /// What the thread tells.
 #[derive(Debug, Clone, Default)]
@@ -51,7 +57,7 @@ pub(crate) struct Report {
     pub(crate) addresses: Vec<IpAddr>,
 }
 
-/// The last intent that was applied, and how that went.
+/// The last intent or change that was applied, and how that went.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Applied {
     pub(crate) generation: u64,
@@ -133,11 +139,23 @@ impl DataplaneHandle {
             let mut inbox = lock(&shared.inbox);
             inbox.generation += 1;
             inbox.intent = Some(Arc::new(intent));
+            inbox.changes.clear();
         }
         shared.wake();
     }
 
-    /// Waits until the last intent set before this call is in the kernel. An
+    /// The last intent, but for these pods.
+    pub fn change_pods(&self, changes: Vec<PodChange>) {
+        let shared = &self.owner.shared;
+        {
+            let mut inbox = lock(&shared.inbox);
+            inbox.generation += 1;
+            inbox.changes.extend(changes);
+        }
+        shared.wake();
+    }
+
+    /// Waits until the last intent or change before this call is in the kernel. An
     /// error means that rules (isolation, host ports) are not.
     pub async fn settled(&self) -> Result<(), DataplaneError> {
         let shared = &self.owner.shared;

@@ -247,7 +247,7 @@ impl IpamService {
             .map_err(|e| BackendError::Internal(e.to_string()))?;
         state.leases.insert(key.clone(), lease);
         self.tidy(state);
-        self.leases_changed(state);
+        self.leases_changed(state, key);
         Ok(())
     }
 
@@ -346,7 +346,7 @@ impl IpamService {
         state.leases.remove(key);
         state.asked.remove(key);
         self.tidy(state);
-        self.leases_changed(state);
+        self.leases_changed(state, key);
         state.clear_verdicts();
         Ok(freed)
     }
@@ -371,7 +371,7 @@ impl IpamService {
                 state.table.release_one(key, address, now_ms());
                 state.leases.insert(key.clone(), lease);
                 self.tidy(&mut state);
-                self.leases_changed(&mut state);
+                self.leases_changed(&mut state, key);
                 state.clear_verdicts();
             }
         }

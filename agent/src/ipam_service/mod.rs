@@ -138,6 +138,8 @@ struct State {
     leaving: bool,
     /// Counts changes of leases: observers compare it to see whether to look.
     generation: u64,
+    /// Leases that came, went or changed since somebody last took the changes.
+    changed: BTreeSet<AttachmentKey>,
 }
 
 impl State {
@@ -235,6 +237,7 @@ impl IpamService {
                 next_waiter: 0,
                 leaving: false,
                 generation: 0,
+                changed: BTreeSet::new(),
             }),
             changed: Notify::new(),
             need: Default::default(),
@@ -251,14 +254,29 @@ impl IpamService {
         self.leases_changed.subscribe()
     }
 
-    fn leases_changed(&self, state: &mut State) {
+    fn leases_changed(&self, state: &mut State, key: &AttachmentKey) {
         state.generation += 1;
+        if !state.changed.contains(key) {
+            state.changed.insert(key.clone());
+        }
         self.leases_changed.send_replace(state.generation);
     }
 
     /// Counts changes of leases.
     pub fn generation(&self) -> u64 {
         self.lock().generation
+    }
+
+    /// The generation, and every lease that changed since the last call, as it now
+    /// is; `None` if it has ended.
+    pub fn take_changes(&self) -> (u64, Vec<(AttachmentKey, Option<LeaseInfo>)>) {
+        let mut state = self.lock();
+        let changed = std::mem::take(&mut state.changed);
+        let now = |key: AttachmentKey| {
+            let lease = state.leases.get(&key).cloned();
+            (key, lease)
+        };
+        (state.generation, changed.into_iter().map(now).collect())
     }
 
     /// Brings the lease table up to the ledger. An older state than one already

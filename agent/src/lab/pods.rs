@@ -116,21 +116,21 @@ impl Shim {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
         let conf = call.conf.to_string();
-        let start = Instant::now();
-        let output = self
+        let (took, output) = self
             .netns
             .run(|| {
+                let start = Instant::now();
                 let mut child = command.spawn()?;
                 if let Some(mut stdin) = child.stdin.take() {
                     // One that does not read its input says why on its output.
                     let _ = stdin.write_all(conf.as_bytes());
                 }
-                child.wait_with_output()
+                let output = child.wait_with_output()?;
+                Ok::<_, std::io::Error>((start.elapsed(), output))
             })?
             .with_context(|| {
                 format!("cannot run {}: build it first, or give --shim", self.exe.display())
             })?;
-        let took = start.elapsed();
         let stdout = String::from_utf8_lossy(&output.stdout);
         let json = match stdout.trim() {
             "" => Value::Null,

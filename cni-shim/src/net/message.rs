@@ -27,7 +27,7 @@ const RTM_GETNEIGH: u16 = 30;
 const RTM_NEWRULE: u16 = 32;
 
 const AF_UNSPEC: u8 = 0;
-const AF_INET: u8 = 2;
+pub(super) const AF_INET: u8 = 2;
 const AF_BRIDGE: u8 = 7;
 const AF_INET6: u8 = 10;
 
@@ -39,6 +39,8 @@ const IFLA_MASTER: u16 = 10;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_IFALIAS: u16 = 20;
 const IFLA_NET_NS_FD: u16 = 28;
+const IFLA_NUM_TX_QUEUES: u16 = 31;
+const IFLA_NUM_RX_QUEUES: u16 = 32;
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
 const IFLA_INFO_SLAVE_KIND: u16 = 4;
@@ -188,6 +190,13 @@ pub(crate) fn get_neighbour(link: u32, address: IpAddr) -> Message {
     neighbour(RTM_GETNEIGH, family(address), link, 0, 0).address(NDA_DST, address)
 }
 
+/// One queue each way, which is what a pair uses anyhow. Unasked the kernel makes one per
+/// processor, with its entries in sysfs, and takes all but one away again: two RCU grace
+/// periods, and the more work the more processors.
+fn one_queue(link: Message) -> Message {
+    link.number(IFLA_NUM_TX_QUEUES, 1).number(IFLA_NUM_RX_QUEUES, 1)
+}
+
 /// The pair: host end a port of the bridge, its peer born where it will live.
 pub(crate) fn new_pair(
     host: &str,
@@ -198,7 +207,7 @@ pub(crate) fn new_pair(
     namespace: RawFd,
 ) -> Message {
     // The peer cannot be created up (ENOTCONN: it has no other end yet).
-    let peer = link(0, 0, false)
+    let peer = one_queue(link(0, 0, false))
         .text(IFLA_IFNAME, peer)
         .attribute(IFLA_ADDRESS, &peer_mac)
         .number(IFLA_MTU, mtu)
@@ -206,7 +215,7 @@ pub(crate) fn new_pair(
     let info = nest()
         .text(IFLA_INFO_KIND, "veth")
         .nested(IFLA_INFO_DATA, nest().nested(VETH_INFO_PEER, peer));
-    link(RTM_NEWLINK, 0, false)
+    one_queue(link(RTM_NEWLINK, 0, false))
         .text(IFLA_IFNAME, host)
         .number(IFLA_MTU, mtu)
         .number(IFLA_MASTER, bridge)

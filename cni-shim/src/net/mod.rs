@@ -8,7 +8,7 @@ mod tbf;
 pub(crate) mod view;
 
 pub(crate) use message::PodRoute;
-pub(crate) use plumb::{Plan, Wiring, clear};
+pub(crate) use plumb::{Found, Plan, Wiring, clear};
 pub(crate) use routing::gateway;
 pub(crate) use socket::{Batch, KernelError, Socket};
 pub(crate) use view::{AddressView, LinkView, NeighbourView, RouteView};

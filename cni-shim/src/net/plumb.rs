@@ -57,6 +57,8 @@ pub(crate) struct Plan {
     stale: Vec<u32>,
     /// The pair is this attachment's own, from an earlier ADD.
     pub reuse: bool,
+    /// IPv4 routes of the container, if they stay as they were found.
+    routes: Option<Vec<RouteView>>,
 }
 
 fn look(socket: &mut Socket, batch: &Batch) -> Result<Vec<Option<LinkView>>, KernelError> {
@@ -71,32 +73,71 @@ fn look(socket: &mut Socket, batch: &Batch) -> Result<Vec<Option<LinkView>>, Ker
         .collect()
 }
 
-impl Plan {
-    /// Looks at what is there. `is_live` tells whether another attachment is in
-    /// use; an interface of one that is not may be replaced.
-    pub(crate) fn make(
+/// What is there before anything is done.
+#[derive(Debug)]
+pub(crate) struct Found {
+    bridge: Option<LinkView>,
+    host_end: Option<LinkView>,
+    inside: Option<LinkView>,
+    /// IPv4 routes of the container.
+    routes: Vec<RouteView>,
+}
+
+impl Found {
+    /// Looks at the bridge, the name of the host end, and into the container.
+    pub(crate) fn look(
         host: &mut Socket,
         pod: &mut Socket,
+        [bridge, host_ifname, ifname]: [&str; 3],
+    ) -> Result<Self, KernelError> {
+        let mut batch = Batch::default();
+        batch.add(message::get_link(bridge), 0, "look at the bridge");
+        batch.add(message::get_link(host_ifname), 0, "look at the host end");
+        let mut found = look(host, &batch)?.into_iter();
+        let (bridge, host_end) = (found.next().flatten(), found.next().flatten());
+        let mut batch = Batch::default();
+        batch.add(message::get_link(ifname), 0, "look into the container");
+        let inside = look(pod, &batch)?.into_iter().next().flatten();
+        let routes = routes(pod, message::AF_INET)?;
+        Ok(Self { bridge, host_end, inside, routes })
+    }
+
+    /// The bridge is there, and nothing of an earlier ADD: what may be seen
+    /// before the agent has answered. Anything else can be about to go.
+    pub(crate) fn is_bare(&self) -> bool {
+        self.bridge.is_some() && self.host_end.is_none() && self.inside.is_none()
+    }
+}
+
+fn routes(pod: &mut Socket, family: u8) -> Result<Vec<RouteView>, KernelError> {
+    let mut batch = Batch::default();
+    batch.add(message::get_routes(family), DUMP, "list the container's routes");
+    let replies = pod.run(&batch)?;
+    Ok(replies.iter().flatten().filter_map(|r| RouteView::parse(&r.payload)).collect())
+}
+
+impl Plan {
+    /// From what was found. `is_live` tells whether another attachment is in
+    /// use; an interface of one that is not may be replaced.
+    pub(crate) fn make(
+        found: Found,
+        host: &mut Socket,
         wiring: &Wiring<'_>,
         is_live: impl Fn(&AttachmentKey) -> Result<bool, CniError>,
     ) -> Result<Self, CniError> {
-        let mut batch = Batch::default();
-        batch.add(message::get_link(wiring.bridge), 0, "look at the bridge");
-        batch.add(message::get_link(wiring.host_ifname), 0, "look at the host end");
-        let mut found = look(host, &batch)?.into_iter();
-        let Some(bridge) = found.next().flatten() else {
+        // Those of a pair that has to go are not to be reckoned with.
+        let bare = found.is_bare();
+        let Found { bridge, host_end, inside, routes } = found;
+        let routes = bare.then_some(routes);
+        let Some(bridge) = bridge else {
             return Err(CniError::new(
                 code::TRY_AGAIN,
                 format!("bridge {} is missing on this node", wiring.bridge),
             )
             .details("the agent puts it back within a second; see `agent status`"));
         };
-        let host_end = found.next().flatten();
-        let mut plan = Self { bridge: bridge.index, stale: Vec::new(), reuse: false };
-
-        let mut batch = Batch::default();
-        batch.add(message::get_link(&wiring.key.ifname), 0, "look into the container");
-        if let Some(inside) = look(pod, &batch)?.into_iter().next().flatten() {
+        let mut plan = Self { bridge: bridge.index, stale: Vec::new(), reuse: false, routes };
+        if let Some(inside) = inside {
             let other =
                 other_end(host, &inside)?.ok_or_else(|| exists(wiring.key, &inside.kind))?;
             match Alias::parse(&other.alias) {
@@ -224,7 +265,7 @@ impl Wiring<'_> {
         plan: &Plan,
         link: u32,
     ) -> Result<Vec<PodRoute>, CniError> {
-        let routing = self.look_at_routes(pod, link)?;
+        let routing = self.look_at_routes(pod, plan, link)?;
         let ifname = &self.key.ifname;
         let mut batch = Batch::default();
         batch.add(message::set_up(1), 0, "bring lo up");
@@ -273,18 +314,18 @@ impl Wiring<'_> {
         Ok(routing.routes)
     }
 
-    fn look_at_routes(&self, pod: &mut Socket, link: u32) -> Result<Routing, KernelError> {
+    fn look_at_routes(
+        &self,
+        pod: &mut Socket,
+        plan: &Plan,
+        link: u32,
+    ) -> Result<Routing, KernelError> {
         let mut others = Vec::new();
         for address in self.addresses {
-            let mut batch = Batch::default();
-            batch.add(
-                message::get_routes(message::family(*address)),
-                DUMP,
-                "list the container's routes",
-            );
-            others.extend(
-                pod.run(&batch)?.iter().flatten().filter_map(|r| RouteView::parse(&r.payload)),
-            );
+            match plan.routes.as_ref().filter(|_| address.is_ipv4()) {
+                Some(routes) => others.extend(routes),
+                None => others.extend(routes(pod, message::family(*address))?),
+            }
         }
         others.retain(|route| route.link != Some(link));
         let to_gateway = |route: &RouteView| {

@@ -1,15 +1,16 @@
 //! ADD: addresses from the agent, then the wiring, then the result.
 
 use std::net::IpAddr;
+use std::time::{Duration, Instant};
 
 use weft_proto::api::{AttachRequest, Attachment};
 use weft_proto::attachment::Alias;
 use weft_proto::cni::{CniError, Conf, Env, Interface, IpConfig, Outcome, Route, code};
-use weft_proto::names::{MIN_MTU, format_mac};
+use weft_proto::names::{self, MIN_MTU, format_mac};
 
 use super::del;
 use crate::agent::{Agent, run_dir};
-use crate::net::{LinkView, Plan, PodRoute, Socket, Wiring, gateway};
+use crate::net::{Found, LinkView, Plan, PodRoute, Socket, Wiring, gateway};
 use crate::netns::Sandbox;
 use crate::note;
 
@@ -17,15 +18,17 @@ pub(crate) fn run(env: &Env, conf: &Conf, agent: &Agent) -> Result<String, CniEr
     let sandbox = Sandbox::open(&env.netns)?;
     // An old "it is gone" must not outlive what now comes.
     note::withdraw(&run_dir(conf), &env.key);
-    let attachment = agent.attach(AttachRequest {
+    let request = AttachRequest {
         key: env.key.clone(),
         netns: env.netns.clone(),
         args: env.args.clone(),
         port_mappings: conf.port_mappings.clone(),
         wait_ms: None,
-    })?;
+    };
+    let mut ahead = None;
+    let attachment = agent.attach(request, || ahead = Ahead::look(env, &sandbox))?;
     let mut progress = Progress::default();
-    match wire(env, conf, agent, &sandbox, &attachment, &mut progress) {
+    match wire(env, conf, agent, &sandbox, &attachment, ahead, &mut progress) {
         Ok(outcome) => {
             Ok(format!("{}\n", outcome.to_json(conf.version, conf.prev_result.as_ref())))
         }
@@ -37,6 +40,45 @@ pub(crate) fn run(env: &Env, conf: &Conf, agent: &Agent) -> Result<String, CniEr
             Err(error)
         }
     }
+}
+
+/// For how long a look from before the agent's answer is worth something.
+const FRESH: Duration = Duration::from_millis(500);
+
+/// Sockets, and a look at what is there, from the time in which the agent works.
+struct Ahead {
+    host: Socket,
+    inside: Socket,
+    /// Under the names that the agent will most likely answer with.
+    found: Option<Found>,
+    at: Instant,
+}
+
+impl Ahead {
+    /// `None` if anything goes wrong: it is tried again where it has an error to give.
+    fn look(env: &Env, sandbox: &Sandbox) -> Option<Self> {
+        let (mut host, mut inside) = sockets(sandbox).ok()?;
+        let host_ifname = names::host_ifname(&env.key.container_id, &env.key.ifname);
+        let what = [names::BRIDGE, &host_ifname, &env.key.ifname];
+        let found = Found::look(&mut host, &mut inside, what).ok();
+        Some(Self { host, inside, found, at: Instant::now() })
+    }
+
+    fn found_for(&mut self, attachment: &Attachment, env: &Env) -> Option<Found> {
+        let key = &env.key;
+        let as_asked = attachment.bridge == names::BRIDGE
+            && attachment.host_ifname == names::host_ifname(&key.container_id, &key.ifname);
+        let found = self.found.take()?;
+        (as_asked && found.is_bare() && self.at.elapsed() < FRESH).then_some(found)
+    }
+}
+
+/// Netlink sockets on the node, and in the container.
+fn sockets(sandbox: &Sandbox) -> Result<(Socket, Socket), CniError> {
+    let host = Socket::open().map_err(|error| {
+        CniError::new(code::KERNEL, format!("cannot open a netlink socket: {error}"))
+    })?;
+    Ok((host, sandbox.run(Socket::open)?))
 }
 
 #[derive(Default)]
@@ -51,6 +93,7 @@ fn wire(
     agent: &Agent,
     sandbox: &Sandbox,
     attachment: &Attachment,
+    ahead: Option<Ahead>,
     progress: &mut Progress,
 ) -> Result<Outcome, CniError> {
     let addresses = &attachment.addresses;
@@ -82,12 +125,26 @@ fn wire(
         alias: alias.to_text().ok_or_else(|| unusable("its addresses do not fit the alias"))?,
         bandwidth: conf.bandwidth,
     };
-    let mut host = Socket::open().map_err(|error| {
-        CniError::new(code::KERNEL, format!("cannot open a netlink socket: {error}"))
-    })?;
     let with_v6 = attachment.addresses.iter().any(IpAddr::is_ipv6);
-    let mut inside = sandbox.run(Socket::open)?;
-    let plan = Plan::make(&mut host, &mut inside, &wiring, |key| {
+    let (mut host, mut inside, found) = match ahead {
+        Some(mut ahead) => {
+            let found = ahead.found_for(attachment, env);
+            (ahead.host, ahead.inside, found)
+        }
+        None => {
+            let (host, inside) = sockets(sandbox)?;
+            (host, inside, None)
+        }
+    };
+    let found = match found {
+        Some(found) => found,
+        None => Found::look(
+            &mut host,
+            &mut inside,
+            [wiring.bridge, wiring.host_ifname, &wiring.key.ifname],
+        )?,
+    };
+    let plan = Plan::make(found, &mut host, &wiring, |key| {
         agent.attachment(key).map(|lease| lease.is_some()).map_err(CniError::from)
     })?;
     progress.reused = plan.reuse;

@@ -314,16 +314,8 @@ pub fn elements(intent: &Intent) -> (Elements, Vec<Condition>) {
     let mut out = Elements::new();
     let mut conditions = Vec::new();
     for (key, pod) in &intent.pods {
-        for address in &pod.addresses {
-            let set = if address.is_ipv6() { "pods6" } else { "pods4" };
-            let mut bytes = ifname(&pod.host_ifname).to_vec();
-            bytes.extend(pod.mac);
-            bytes.extend([0; 2]);
-            bytes.extend(octets(*address));
-            out.insert((Family::Bridge, set, bytes), Vec::new());
-            if pod.port_mappings.is_empty() {
-                continue;
-            }
+        out.extend(sources(pod).map(|key| (key, Vec::new())));
+        for address in pod.addresses.iter().filter(|_| !pod.port_mappings.is_empty()) {
             let hairpin = if address.is_ipv6() { "hairpin6" } else { "hairpin4" };
             let twice = octets(*address).repeat(2);
             out.insert((Family::Inet, hairpin, twice), Vec::new());
@@ -342,6 +334,18 @@ pub fn elements(intent: &Intent) -> (Elements, Vec<Condition>) {
         }
     }
     (out, conditions)
+}
+
+/// What a pod may send: all its elements, unless it has host ports.
+pub fn sources(pod: &PodIntent) -> impl Iterator<Item = ElementKey> + '_ {
+    pod.addresses.iter().map(|address| {
+        let set = if address.is_ipv6() { "pods6" } else { "pods4" };
+        let mut bytes = ifname(&pod.host_ifname).to_vec();
+        bytes.extend(pod.mac);
+        bytes.extend([0; 2]);
+        bytes.extend(octets(*address));
+        (Family::Bridge, set, bytes)
+    })
 }
 
 fn port_elements(pod: &PodIntent) -> Vec<(ElementKey, Vec<u8>)> {
