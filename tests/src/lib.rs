@@ -9,6 +9,7 @@ pub mod audit;
 pub mod binaries;
 pub mod cluster;
 pub mod conditions;
+pub mod datagrams;
 pub mod dice;
 pub mod kubernetes;
 pub mod manifest;
