@@ -56,7 +56,13 @@ const GOLDEN: &str = "\
 #[test]
 fn the_format_is_frozen() {
     let bytes = sample().encode();
-    assert_eq!(hex(&bytes), GOLDEN);
+    assert_eq!(
+        hex(&bytes),
+        GOLDEN,
+        "the ledger's bytes, or what commands make of it, changed: members of the version before \
+         would disagree. A changed layout is a new version beside this one; a changed rule needs \
+         a new command (ARCHITECTURE.md, Versions)"
+    );
     assert_eq!(Ledger::decode(&bytes), Ok(sample()));
     assert_eq!(Ledger::decode(&Ledger::new().encode()), Ok(Ledger::new()));
 }

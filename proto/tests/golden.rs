@@ -14,6 +14,10 @@ use weft_proto::ledger::{Block, Command, Op, Outcome, Refusal};
 use weft_proto::wire::v1::*;
 use weft_proto::wire::{KINDS, limit_of};
 
+const WHAT_TO_DO: &str = "nodes of the version before send and expect the old bytes. Leave the \
+    struct and its line as they are; put the changed one beside it with the next version number \
+    (proto/src/wire/mod.rs), a line of its own, and a reader for both (ARCHITECTURE.md, Versions)";
+
 fn net(text: &str) -> IpNet {
     text.parse().unwrap()
 }
@@ -195,10 +199,10 @@ fn bytes_are_frozen() {
         .collect();
     let all = all();
     for (now, then) in all.iter().zip(&listed) {
-        assert_eq!(now, then, "the bytes of `{}` changed", then.0);
+        assert_eq!(now, then, "the bytes of `{}` changed: {WHAT_TO_DO}", then.0);
     }
     let names = |list: &[(String, String)]| list.iter().map(|(n, _)| n.clone()).collect::<Vec<_>>();
-    assert_eq!(names(&all), names(&listed));
+    assert_eq!(names(&all), names(&listed), "a line for each, in order: {WHAT_TO_DO}");
 }
 
 #[test]

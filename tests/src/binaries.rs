@@ -2,10 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
 /// Directory of the binaries; wins over all guesses.
 const VARIABLE: &str = "WEFT_BIN_DIR";
+/// Directory of the binaries of an earlier version.
+const PREVIOUS: &str = "WEFT_PREVIOUS_BIN_DIR";
 
 /// The `agent` binary.
 pub fn agent() -> Result<PathBuf> {
@@ -20,6 +22,20 @@ pub fn shim() -> Result<PathBuf> {
 /// The directory that holds both.
 pub fn directory() -> Result<PathBuf> {
     Ok(agent()?.parent().map(Path::to_path_buf).unwrap_or_default())
+}
+
+/// The directory that holds both of an earlier version: `make test-upgrade` gets them.
+pub fn previous() -> Result<PathBuf> {
+    let directory = std::env::var_os(PREVIOUS).map(PathBuf::from).with_context(|| {
+        format!("{PREVIOUS} names no programs of an earlier version: run `make test-upgrade`")
+    })?;
+    for name in ["agent", "weft"] {
+        let path = directory.join(name);
+        if !path.is_file() {
+            bail!("{PREVIOUS} is set, but {} is not there", path.display());
+        }
+    }
+    Ok(directory)
 }
 
 fn find(name: &str) -> Result<PathBuf> {

@@ -1,7 +1,7 @@
 //! A cluster in namespaces, removed on drop.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
@@ -45,6 +45,7 @@ pub struct Builder {
     range: String,
     env: Vec<(String, String)>,
     node_env: BTreeMap<usize, Vec<(String, String)>>,
+    binaries: Option<PathBuf>,
     start: bool,
     wait: bool,
     kubernetes: bool,
@@ -59,6 +60,7 @@ impl Cluster {
             range: "10.32.0.0/12".to_owned(),
             env: vec![("PASSWORD".to_owned(), KEY.to_owned())],
             node_env: BTreeMap::new(),
+            binaries: None,
             start: true,
             wait: true,
             kubernetes: false,
@@ -209,6 +211,13 @@ impl Builder {
         self
     }
 
+    /// Agents and plugins from this directory, as of another version; a node gets
+    /// others by [`Node::use_binaries`].
+    pub fn binaries(mut self, directory: &Path) -> Self {
+        self.binaries = Some(directory.to_owned());
+        self
+    }
+
     /// Starts no agent yet.
     pub fn stopped(mut self) -> Self {
         self.start = false;
@@ -229,7 +238,10 @@ impl Builder {
         let name = format!("t{}.{}", std::process::id(), CLUSTERS.fetch_add(1, Ordering::Relaxed));
         let base: Ipv4Net = "172.31.117.0/24".parse()?;
         let plan = Topology::new(&name, base, self.nodes, 0)?;
-        let (agent, shim) = (binaries::agent()?, binaries::shim()?);
+        let (agent, shim) = match &self.binaries {
+            Some(directory) => (directory.join("agent"), directory.join("weft")),
+            None => (binaries::agent()?, binaries::shim()?),
+        };
         let entry = Entry::register(&name, false)?;
         // From here on, dropping the cluster removes what was made.
         let mut cluster = Cluster { nodes: Vec::new(), api: None, entry, plan };

@@ -10,6 +10,7 @@ pub mod baseline;
 pub mod binaries;
 pub mod cluster;
 pub mod conditions;
+pub mod datagrams;
 pub mod dice;
 pub mod kubernetes;
 pub mod manifest;

@@ -1,6 +1,6 @@
 //! One node of a cluster, and what can be done to it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -68,6 +68,18 @@ impl Node {
     /// How its agent is started.
     pub fn spec(&self) -> &AgentSpec {
         &self.spec
+    }
+
+    /// The next start is of the agent in this directory, and pods from now on are
+    /// attached by the plugin there.
+    pub fn use_binaries(&mut self, directory: &Path) {
+        self.spec.exe = directory.join("agent");
+        self.use_shim(directory);
+    }
+
+    /// Pods from now on are attached by the plugin in this directory.
+    pub fn use_shim(&mut self, directory: &Path) {
+        self.shim = directory.join("weft");
     }
 
     /// The agent, if one was started.

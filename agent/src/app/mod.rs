@@ -8,6 +8,7 @@
 
 mod backend;
 mod cni;
+mod form;
 mod founding;
 pub(crate) mod intent;
 mod kubernetes;

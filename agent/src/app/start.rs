@@ -15,7 +15,7 @@ use weft_proto::names;
 use super::kubernetes::{self, Boot};
 use super::session::session;
 use super::{
-    App, LedgerRegistry, Routes, cni, founding, loops, own_address, policy, policy_feed, probing,
+    App, LedgerRegistry, Routes, cni, form, founding, loops, own_address, policy, policy_feed, probing,
     renew, sweep, underlay,
 };
 use crate::api;
@@ -112,6 +112,7 @@ async fn serve(config: Config) -> Result<End> {
     let mut stop = Signals::new()?;
     make_dir(&config.state_dir, "STATE_DIR")?;
     make_dir(&config.run_dir, "RUN_DIR")?;
+    form::admit(&config.state_dir)?;
     let identity = identity(&config.state_dir)?;
     let me = identity.node();
     let kube = Kube::find(&config).await?;

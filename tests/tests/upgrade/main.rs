@@ -1,0 +1,11 @@
+//! An earlier version beside this one. `make test-upgrade` gets its programs and runs
+//! these; what needs no programs of another version is in `upgrade_state`.
+
+mod common;
+mod mixed;
+mod plugin;
+mod policy;
+mod rolling;
+#[path = "../policy/world.rs"]
+#[allow(dead_code, reason = "the tests of policy use more of it")]
+mod world;
