@@ -109,12 +109,12 @@ impl Running {
         let metrics = metrics.borrow();
         match metrics.current_leader {
             None => false,
-            Some(leader) if leader != self.seated.raft_id => {
-                lock(&self.heard).elapsed() < LONELY
-            }
+            Some(leader) if leader != self.seated.raft_id => lock(&self.heard).elapsed() < LONELY,
             Some(_) => {
                 metrics.membership_config.voter_ids().count() < 2
-                    || metrics.millis_since_quorum_ack.is_some_and(|ms| u128::from(ms) < LONELY.as_millis())
+                    || metrics
+                        .millis_since_quorum_ack
+                        .is_some_and(|ms| u128::from(ms) < LONELY.as_millis())
             }
         }
     }

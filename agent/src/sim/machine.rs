@@ -36,7 +36,12 @@ impl Machine {
     pub(crate) fn new(number: usize) -> Arc<Self> {
         let disk = Arc::new(Disk::default());
         DISKS.with_borrow_mut(|disks| disks.insert(number, Arc::clone(&disk)));
-        Arc::new(Self { number, disk, clock_error_ms: AtomicI64::new(0), ballot: AtomicBool::new(false) })
+        Arc::new(Self {
+            number,
+            disk,
+            clock_error_ms: AtomicI64::new(0),
+            ballot: AtomicBool::new(false),
+        })
     }
 
     /// `STATE_DIR`.
