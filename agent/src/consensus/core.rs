@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use openraft::{Config, SnapshotPolicy};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
-use weft_proto::id::{NodeId, RequestId};
+use weft_proto::id::{NodeId, RaftId, RequestId};
 use weft_proto::wire::v1::LedgerHead;
 
 use super::error::{ConsensusError, StoreError};
@@ -42,8 +42,9 @@ pub struct ConsensusConfig {
     pub voter_dead_after: Duration,
 }
 
-/// A leader that no majority has answered for so many milliseconds leads nobody.
-const LONELY: u64 = 3000;
+/// A leader that no majority has answered for so long leads nobody; one that has not been
+/// heard for so long does not lead us.
+const LONELY: Duration = Duration::from_secs(3);
 
 type HeadHook = Box<dyn Fn(LedgerHead) + Send + Sync>;
 
@@ -75,6 +76,8 @@ pub(crate) struct Running {
     pub seated: Seated,
     /// The engine.
     pub engine: Engine,
+    /// When its leader was last heard.
+    heard: Mutex<Instant>,
 }
 
 impl Running {
@@ -90,18 +93,28 @@ impl Running {
         metrics.running_state.is_ok() && metrics.current_leader == Some(self.seated.raft_id)
     }
 
+    /// Notes that seat `from` was heard.
+    pub(crate) fn note_heard(&self, from: RaftId) {
+        if self.engine.metrics().borrow().current_leader == Some(from) {
+            *lock(&self.heard) = Instant::now();
+        }
+    }
+
     /// True if a leader is known that can lead. The engine takes a leader for
-    /// one until it hears of another, itself included: alone among lost voters
-    /// it would go on for ever, and hear of nothing.
+    /// one until it hears of another, itself included: alone among lost voters,
+    /// or a learner of a founding that is no more, it would go on for ever, and
+    /// hear of nothing.
     pub(crate) fn is_led(&self) -> bool {
         let metrics = self.engine.metrics();
         let metrics = metrics.borrow();
         match metrics.current_leader {
             None => false,
-            Some(leader) if leader != self.seated.raft_id => true,
+            Some(leader) if leader != self.seated.raft_id => lock(&self.heard).elapsed() < LONELY,
             Some(_) => {
                 metrics.membership_config.voter_ids().count() < 2
-                    || metrics.millis_since_quorum_ack.is_some_and(|ms| ms < LONELY)
+                    || metrics
+                        .millis_since_quorum_ack
+                        .is_some_and(|ms| u128::from(ms) < LONELY.as_millis())
             }
         }
     }
@@ -207,7 +220,7 @@ impl Core {
         )
         .await
         .map_err(|e| engine_error(&e))?;
-        let running = Arc::new(Running { seated, engine });
+        let running = Arc::new(Running { seated, engine, heard: Mutex::new(Instant::now()) });
         self.engine.send_replace(Some(running.clone()));
         self.publish_seat(Some(seated.raft_id));
         Ok(running)
@@ -230,7 +243,7 @@ impl Core {
     }
 
     /// Puts the seat (or that there is none) into this node's record.
-    pub(crate) fn publish_seat(&self, seat: Option<weft_proto::id::RaftId>) {
+    pub(crate) fn publish_seat(&self, seat: Option<RaftId>) {
         self.net.update_record(Box::new(move |record| record.raft_id = seat));
     }
 

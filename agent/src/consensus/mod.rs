@@ -39,3 +39,5 @@ pub use founding::Founding;
 pub use handle::{Consensus, ConsensusHandle};
 pub use recover::RecoverError;
 pub use service::KINDS;
+#[cfg(test)]
+pub(crate) use simulated::{Ballot, vote_given};

@@ -111,7 +111,9 @@ impl Core {
             .heard(message.from, from)
             .await
             .map_err(|e| failure(Failure::CLUSTER, e.to_string()))?;
-        deliver(&running.engine, message).await
+        let reply = deliver(&running.engine, message).await;
+        running.note_heard(message.from);
+        reply
     }
 
     /// A node without a seat takes its own (never a founding one) when a

@@ -1,20 +1,48 @@
 //! What a simulation looks at.
 
+use weft_proto::frame::{Frame, Message};
 use weft_proto::id::{FoundingId, NodeId, RaftId};
+use weft_proto::wire::v1::{Raft, RaftReply};
 
 use super::ConsensusHandle;
+use super::network::VOTE;
+use super::store::Db;
+use super::types::{Vote, decode};
 
 /// Seats, and who sits there.
 pub(crate) type Voters = Vec<(RaftId, Option<NodeId>)>;
 
+/// A vote: term, candidate, and whether a majority has given it.
+pub(crate) type Ballot = (u64, RaftId, bool);
+
+fn ballot(vote: Vote) -> Ballot {
+    (vote.leader_id.term, vote.leader_id.node_id, vote.committed)
+}
+
+/// The vote that a seat of a founding gives with this answer, if it is one.
+pub(crate) fn vote_given(request: &Frame, answer: &Frame) -> Option<(FoundingId, RaftId, Ballot)> {
+    if request.kind != Raft::KIND {
+        return None;
+    }
+    let Raft { founding, to, kind, .. } = request.decode().ok()?;
+    if kind != VOTE {
+        return None;
+    }
+    let RaftReply { body } = answer.decode().ok()?;
+    type Answer = Result<
+        openraft::raft::VoteResponse<RaftId>,
+        openraft::error::RaftError<RaftId, openraft::error::Infallible>,
+    >;
+    let answer = decode::<Answer>(&body).ok()?.ok()?;
+    Some((founding, to, ballot(answer.vote)))
+}
+
 impl ConsensusHandle {
-    /// Founding, term and seat, if this node leads.
-    pub(crate) fn leads(&self) -> Option<(FoundingId, u64, RaftId)> {
-        let running = self.core.running()?;
-        let seated = running.seated;
-        let metrics = running.metrics();
-        let leads = running.leads() && metrics.state == openraft::ServerState::Leader;
-        leads.then_some((seated.founding, metrics.current_term, seated.raft_id))
+    /// Founding, seat and vote that are on this node's disk.
+    pub(crate) async fn stored_vote(&self) -> Option<(FoundingId, RaftId, Option<Ballot>)> {
+        let seated = self.core.db.run(Db::seated).await.ok()??;
+        let vote = self.core.db.run(Db::vote).await.ok()?;
+        Some((seated.founding, seated.raft_id, vote.map(ballot)))
     }
 
     /// Where this node's engine is, for people.

@@ -29,6 +29,7 @@ use super::state::{lock, read};
 use super::swim::{GREET, Input, Swim};
 use super::sync::{COALESCE, FAN_OUT, PATIENCE, RUMOR, interval};
 use super::tls::IDLE;
+use crate::consensus::vote_given;
 use crate::host;
 use crate::sim::host::{Process, spawn};
 use crate::sim::network::Network;
@@ -346,11 +347,21 @@ impl SimMesh {
             network.trace.note(&[1, from as u64, peer.machine() as u64, frame.kind.into()]);
             let serving = Arc::clone(&peer);
             let request = Frame::from_bytes(&frame.to_bytes()).ok()?;
-            let answer = peer.process.spawn(async move { serving.handle(me, request).await });
+            let answer = peer.process.spawn(async move {
+                let asked = request.clone();
+                let answer = serving.handle(me, request).await;
+                if let Ok(Some(answer)) = &answer {
+                    serving.answered(&asked, answer);
+                }
+                answer
+            });
             let answer = match answer.await {
                 Ok(answer) => answer,
                 Err(_) => return std::future::pending().await,
             };
+            if network.mute() {
+                return std::future::pending().await;
+            }
             let reply = match answer {
                 Ok(Some(frame)) => Ok(frame),
                 Ok(None) => Frame::new(&Ack),
@@ -365,6 +376,14 @@ impl SimMesh {
             self.hear(node, conn.ip);
         }
         answer
+    }
+
+    /// A vote that has left this node binds it, also after the power has failed.
+    fn answered(&self, request: &Frame, answer: &Frame) {
+        if let Some((founding, seat, vote)) = vote_given(request, answer) {
+            self.network.checker.voted((founding, seat, self.me), vote);
+            self.process.machine.has_voted();
+        }
     }
 
     /// Something came from a peer, perhaps from a new address.

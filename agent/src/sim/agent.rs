@@ -68,7 +68,7 @@ impl Registry for Watched {
             self.checker.asked(self.life, request, &op);
             let answer = self.inner.propose(request, op, patience).await;
             if let Ok((at, outcome)) = &answer {
-                self.checker.answered(self.me, *at, outcome, &self.inner.ledger());
+                self.checker.answered(self.me, request, *at, outcome, &self.inner.ledger());
             }
             answer
         })
@@ -123,6 +123,9 @@ impl Agent {
         let started = Consensus::start(config, Arc::clone(&net)).await;
         let (consensus, service) = started.map_err(|e| text(&e))?;
         world.checker.loaded(facts.me, &consensus.ledger());
+        if let Some((founding, seat, vote)) = consensus.stored_vote().await {
+            world.checker.vote_loaded((founding, seat, facts.me), vote);
+        }
         process.spawn(show(Arc::clone(world), facts.me, consensus.clone()));
         mesh.register(consensus::KINDS, &service);
         wire_heads(&mesh, &consensus);

@@ -18,9 +18,10 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use ipnet::IpNet;
 use weft_ipam::ledger::Ledger;
 use weft_proto::id::{FoundingId, NodeId, RaftId, RequestId};
-use weft_proto::ledger::{Op, Outcome};
+use weft_proto::ledger::{Op, Outcome, Refusal};
 
 use super::trace::Trace;
+use crate::consensus::Ballot;
 
 /// Positions by which a recovery jumps ahead; beyond half of it, one has happened.
 const JUMP: u64 = 1 << 20;
@@ -35,6 +36,9 @@ struct Taken {
     over: bool,
 }
 
+/// A seat of a founding, and who sits there.
+pub(crate) type Seat = (FoundingId, RaftId, NodeId);
+
 #[derive(Default)]
 struct State {
     broken: Option<String>,
@@ -43,12 +47,13 @@ struct State {
     newest: Arc<Ledger>,
     taken: Vec<Taken>,
     owners: BTreeMap<(IpNet, u64), NodeId>,
-    leaders: BTreeMap<(FoundingId, u64), RaftId>,
+    /// The furthest vote each seat has given.
+    votes: BTreeMap<Seat, Ballot>,
     /// Furthest position each node has shown.
     shown: BTreeMap<NodeId, u64>,
     /// Answers not seen in the history yet.
     promised: Vec<(u64, NodeId, Outcome)>,
-    /// Requests for blocks, by who is to get them.
+    /// Requests for blocks, by who is to get them; without those that were refused.
     asked: BTreeMap<NodeId, BTreeSet<RequestId>>,
     /// Every request, with the life that made it.
     requests: BTreeMap<RequestId, (u64, Op)>,
@@ -125,12 +130,22 @@ impl Checker {
         self.shown(node, ledger);
     }
 
-    /// A node leads.
-    pub(crate) fn leads(&self, founding: FoundingId, term: u64, seat: RaftId) {
-        let before = *self.lock().leaders.entry((founding, term)).or_insert(seat);
-        if before != seat {
-            let (a, b) = (before.short(), seat.short());
-            self.fail(format!("two leaders in term {term}: {a} and {b}"));
+    /// A seat has given its vote. (Of two leaders of one term, the engine lets the one with
+    /// the greater seat win: what binds is that votes only ever become greater.)
+    pub(crate) fn voted(&self, seat: Seat, vote: Ballot) {
+        let mut state = self.lock();
+        let last = state.votes.entry(seat).or_insert(vote);
+        *last = vote.max(*last);
+    }
+
+    /// The vote of a seat was read from disk.
+    pub(crate) fn vote_loaded(&self, seat: Seat, vote: Option<Ballot>) {
+        let given = self.lock().votes.get(&seat).copied();
+        if let Some(given) = given.filter(|given| vote.is_none_or(|vote| vote < *given)) {
+            self.fail(format!(
+                "vote forgotten: {} had given {given:?}, its disk has {vote:?}",
+                seat.2.short()
+            ));
         }
     }
 
@@ -156,14 +171,27 @@ impl Checker {
     }
 
     /// The ledger has answered `node`.
-    pub(crate) fn answered(&self, node: NodeId, at: u64, outcome: &Outcome, ledger: &Ledger) {
+    pub(crate) fn answered(
+        &self,
+        node: NodeId,
+        request: RequestId,
+        at: u64,
+        outcome: &Outcome,
+        ledger: &Ledger,
+    ) {
         let wrong = {
             let mut state = self.lock();
+            // Too old to be answered: it may have been granted all the same.
+            if !matches!(outcome, Outcome::Granted(_) | Outcome::Refused(Refusal::Stale(_))) {
+                for asked in state.asked.values_mut() {
+                    asked.remove(&request);
+                }
+            }
             let behind = (ledger.head().index < at).then(|| {
                 format!("answer of position {at} given to {} before it is there", node.short())
             });
             state.promised.push((at, node, outcome.clone()));
-            behind.or_else(|| state.keep().err())
+            behind.or_else(|| state.keep().err()).or_else(|| state.executed_once().err())
         };
         if let Some(why) = wrong {
             self.fail(why);
@@ -323,14 +351,6 @@ impl State {
         for new in now.blocks().filter(|b| b.epoch > before.head().index) {
             let gained = self.gained.entry(new.owner).or_default();
             gained.insert(new.epoch);
-            let asked = self.asked.get(&new.owner).map_or(0, BTreeSet::len);
-            if gained.len() > asked {
-                return Err(format!(
-                    "{} was given blocks {} times, and asked {asked} times",
-                    new.owner.short(),
-                    gained.len()
-                ));
-            }
             for taken in self.taken.iter_mut().filter(|t| !t.over) {
                 if !overlap(&taken.prefix, &new.prefix) {
                     continue;
@@ -345,6 +365,21 @@ impl State {
                     ));
                 }
                 taken.over = true;
+            }
+        }
+        self.executed_once()
+    }
+
+    /// Nobody was given blocks more often than it asked for some.
+    fn executed_once(&self) -> Result<(), String> {
+        for (node, gained) in &self.gained {
+            let asked = self.asked.get(node).map_or(0, BTreeSet::len);
+            if gained.len() > asked {
+                return Err(format!(
+                    "{} was given blocks {} times, and {asked} of its requests may have been granted",
+                    node.short(),
+                    gained.len()
+                ));
             }
         }
         Ok(())

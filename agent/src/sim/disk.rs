@@ -10,6 +10,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -70,7 +71,11 @@ struct State {
 
 /// See the module.
 #[derive(Default)]
-pub(crate) struct Disk(Mutex<State>);
+pub(crate) struct Disk {
+    state: Mutex<State>,
+    /// The power has failed: nothing of this machine runs any more.
+    dark: AtomicBool,
+}
 
 fn gone() -> io::Error {
     io::Error::from(io::ErrorKind::NotFound)
@@ -88,23 +93,20 @@ fn in_memory(path: &Path) -> bool {
     path.components().any(|part| part.as_os_str() == "run")
 }
 
-impl State {
-    /// Before everything that changes the disk.
-    fn spend(&mut self) -> io::Result<()> {
-        match &mut self.fuse {
-            Some(0) => Err(dead()),
-            Some(left) => {
-                *left -= 1;
-                Ok(())
-            }
-            None => Ok(()),
-        }
-    }
-}
-
 impl Disk {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap()
+        self.state.lock().unwrap()
+    }
+
+    /// Before everything that changes the disk.
+    fn spend(&self, state: &mut State) -> io::Result<()> {
+        match &mut state.fuse {
+            Some(0) => return Err(dead()),
+            Some(left) => *left -= 1,
+            None => {}
+        }
+        self.dark.store(state.fuse == Some(0), Ordering::Relaxed);
+        Ok(())
     }
 
     /// How long the next access takes.
@@ -130,16 +132,18 @@ impl Disk {
     /// The power fails after so many more changes.
     pub(crate) fn set_fuse(&self, changes: u64) {
         self.lock().fuse = Some(changes);
+        self.dark.store(changes == 0, Ordering::Relaxed);
     }
 
     /// It will not fail.
     pub(crate) fn clear_fuse(&self) {
         self.lock().fuse = None;
+        self.dark.store(false, Ordering::Relaxed);
     }
 
     /// True once the power has failed.
     pub(crate) fn burnt(&self) -> bool {
-        self.lock().fuse == Some(0)
+        self.dark.load(Ordering::Relaxed)
     }
 
     /// How often something was synced.
@@ -158,6 +162,7 @@ impl Disk {
         let mut state = self.lock();
         state.life += 1;
         state.fuse = None;
+        self.dark.store(false, Ordering::Relaxed);
         let mut rng = rng();
         let files = &mut state.files;
         if rng.random_bool(0.5) {
@@ -234,7 +239,7 @@ impl Disk {
 
     pub(crate) fn create(&self, path: &Path) -> io::Result<FileId> {
         let mut state = self.lock();
-        state.spend()?;
+        self.spend(&mut state)?;
         if state.full {
             return Err(full());
         }
@@ -251,13 +256,13 @@ impl Disk {
 
     pub(crate) fn remove(&self, path: &Path) -> io::Result<()> {
         let mut state = self.lock();
-        state.spend()?;
+        self.spend(&mut state)?;
         state.files.names.remove(path).map(drop).ok_or_else(gone)
     }
 
     pub(crate) fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         let mut state = self.lock();
-        state.spend()?;
+        self.spend(&mut state)?;
         let id = state.files.names.remove(from).ok_or_else(gone)?;
         state.files.names.insert(to.to_owned(), id);
         Ok(())
@@ -266,7 +271,7 @@ impl Disk {
     /// Names in a directory are on disk from now on.
     pub(crate) fn sync_names(&self, directory: &Path) -> io::Result<()> {
         let mut state = self.lock();
-        state.spend()?;
+        self.spend(&mut state)?;
         state.syncs += 1;
         let files = &mut state.files;
         files.synced_names.retain(|path, _| path.parent() != Some(directory));
@@ -310,7 +315,7 @@ impl Disk {
         if state.life != life {
             return Ok(());
         }
-        state.spend()?;
+        self.spend(&mut state)?;
         if state.full {
             return Err(full());
         }
@@ -325,7 +330,7 @@ impl Disk {
         if state.life != life {
             return Ok(());
         }
-        state.spend()?;
+        self.spend(&mut state)?;
         state.syncs += 1;
         if let Some(content) = state.files.contents.get_mut(&id) {
             for change in std::mem::take(&mut content.since) {

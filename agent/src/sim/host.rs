@@ -214,6 +214,10 @@ impl<F: Future> Future for Task<F> {
             self.process.waiting.lock().unwrap().push(cx.waker().clone());
             return Poll::Pending;
         }
+        // Whoever looks after the machines ends it.
+        if self.process.machine.disk.burnt() {
+            return Poll::Pending;
+        }
         let before = CURRENT.replace(Some(Arc::clone(&self.process)));
         let out = self.work.as_mut().poll(cx);
         CURRENT.set(before);

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
 use super::disk::Disk;
 use super::fs::MOUNT;
@@ -28,13 +28,20 @@ pub(crate) struct Machine {
     pub(crate) number: usize,
     pub(crate) disk: Arc<Disk>,
     clock_error_ms: AtomicI64,
+    /// The power fails with the next vote that is given.
+    ballot: AtomicBool,
 }
 
 impl Machine {
     pub(crate) fn new(number: usize) -> Arc<Self> {
         let disk = Arc::new(Disk::default());
         DISKS.with_borrow_mut(|disks| disks.insert(number, Arc::clone(&disk)));
-        Arc::new(Self { number, disk, clock_error_ms: AtomicI64::new(0) })
+        Arc::new(Self {
+            number,
+            disk,
+            clock_error_ms: AtomicI64::new(0),
+            ballot: AtomicBool::new(false),
+        })
     }
 
     /// `STATE_DIR`.
@@ -45,6 +52,18 @@ impl Machine {
     /// `RUN_DIR`.
     pub(crate) fn run_dir(&self) -> PathBuf {
         PathBuf::from(format!("{MOUNT}/{}/run", self.number))
+    }
+
+    /// The power is to fail with the next vote this machine gives, or not.
+    pub(crate) fn await_ballot(&self, on: bool) {
+        self.ballot.store(on, Ordering::Relaxed);
+    }
+
+    /// A vote was given.
+    pub(crate) fn has_voted(&self) {
+        if self.ballot.swap(false, Ordering::Relaxed) {
+            self.disk.set_fuse(0);
+        }
     }
 
     /// How wrong the wall clock is.

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use rand::Rng;
 
+use super::check::Checker;
 use super::host::rng;
 use super::trace::Trace;
 use crate::mesh::simulated::SimMesh;
@@ -24,13 +25,15 @@ pub(crate) struct Weather {
     pub(crate) loss: f64,
     /// Share of notifications delivered twice.
     pub(crate) twice: f64,
+    /// Share of requests whose answer is lost with the connection.
+    pub(crate) mute: f64,
     /// Delay of one leg, from and to, in microseconds.
     pub(crate) delay_us: (u64, u64),
 }
 
 impl Default for Weather {
     fn default() -> Self {
-        Self { loss: 0.0, twice: 0.0, delay_us: (200, 2_000) }
+        Self { loss: 0.0, twice: 0.0, mute: 0.0, delay_us: (200, 2_000) }
     }
 }
 
@@ -49,11 +52,12 @@ struct State {
 pub(crate) struct Network {
     state: Mutex<State>,
     pub(crate) trace: Arc<Trace>,
+    pub(crate) checker: Arc<Checker>,
 }
 
 impl Network {
-    pub(crate) fn new(trace: Arc<Trace>) -> Arc<Self> {
-        Arc::new(Self { state: Mutex::default(), trace })
+    pub(crate) fn new(trace: Arc<Trace>, checker: Arc<Checker>) -> Arc<Self> {
+        Arc::new(Self { state: Mutex::default(), trace, checker })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -150,6 +154,12 @@ impl Network {
             }
             tokio::time::sleep(AGAIN).await;
         }
+    }
+
+    /// True if the answer to a request never arrives.
+    pub(crate) fn mute(&self) -> bool {
+        let share = self.lock().weather.mute;
+        share > 0.0 && rng().random_bool(share)
     }
 
     /// True if a notification arrives twice.

@@ -129,6 +129,7 @@ async fn mend(world: &Arc<World>) {
         let disk = Arc::clone(&world.node(number).machine.disk);
         disk.set_full(false);
         disk.clear_fuse();
+        world.node(number).machine.await_ballot(false);
         disk.slow(Duration::ZERO);
         if let Some(process) = world.node(number).process.clone() {
             process.resume();
@@ -155,11 +156,6 @@ async fn look(world: &Arc<World>) {
     lights(world).await;
     world.tend().await;
     world.tend_pods();
-    for agent in world.agents() {
-        if let Some((founding, term, seat)) = agent.consensus.leads() {
-            world.checker.leads(founding, term, seat);
-        }
-    }
     let mut uses = Vec::new();
     for number in world.numbers() {
         let node = world.node(number);
@@ -294,6 +290,13 @@ async fn perform(world: &Arc<World>, action: Action) {
         Action::Force(a, b) if known(a) && known(b) => evict(world, a, b, true),
         Action::Move(n) if known(n) => world.relocate(n),
         Action::Grow(n) if known(n) => grow(world, n),
+        Action::Ballot(n) if known(n) && world.node(n).process.is_some() => {
+            world.node(n).machine.await_ballot(true);
+        }
+        Action::Mute(k) => {
+            let weather = world.network.weather();
+            world.network.set_weather(Weather { mute: k as f64 / 1000.0, ..weather });
+        }
         Action::Recover(n) if known(n) => operator::disaster(world, n).await,
         Action::Forget(n) if known(n) => {
             let (disk, run) = {

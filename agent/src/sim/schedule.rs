@@ -61,6 +61,10 @@ pub(crate) enum Action {
     Grow(usize),
     /// The lease store is lost.
     Forget(usize),
+    /// The power fails with the next vote the machine gives.
+    Ballot(usize),
+    /// So many answers of a thousand are lost with their connection.
+    Mute(u64),
     /// A majority of the voters is lost for good; `agent recover` on a survivor.
     Recover(usize),
 }
@@ -93,6 +97,8 @@ const WORDS: &[(&str, usize)] = &[
     ("move", 1),
     ("grow", 1),
     ("forget", 1),
+    ("ballot", 1),
+    ("mute", 1),
     ("recover", 1),
 ];
 
@@ -126,6 +132,8 @@ impl Action {
             Self::Move(a) => ("move", vec![n(a)]),
             Self::Grow(a) => ("grow", vec![n(a)]),
             Self::Forget(a) => ("forget", vec![n(a)]),
+            Self::Ballot(a) => ("ballot", vec![n(a)]),
+            Self::Mute(k) => ("mute", vec![k as i64]),
             Self::Recover(a) => ("recover", vec![n(a)]),
         }
     }
@@ -160,6 +168,8 @@ impl Action {
             "move" => Self::Move(n(0)?),
             "grow" => Self::Grow(n(0)?),
             "forget" => Self::Forget(n(0)?),
+            "ballot" => Self::Ballot(n(0)?),
+            "mute" => Self::Mute(k(0)?),
             "recover" => Self::Recover(n(0)?),
             _ => return None,
         })
@@ -379,13 +389,24 @@ impl Schedule {
             13 => push(at, Action::Grow(node)),
             14 => push(at, Action::Forget(node)),
             15 => push(at, Action::Recover(node)),
+            // Voters that are about to vote: some other machine falls silent.
+            16 if node != other => {
+                push(at, Action::Ballot(node));
+                push(at, Action::Pause(other));
+                push(at + 4_000, Action::Resume(other));
+                push(at + dice.of(&[3_000, 3_500, 5_000]), Action::Start(node));
+            }
+            17 => {
+                push(at, Action::Mute(dice.of(&[10, 100, 400])));
+                push(soon, Action::Heal);
+            }
             _ => {}
         }
     }
 }
 
 /// Kinds of faults that are drawn from.
-const KINDS: u64 = 16;
+const KINDS: u64 = 18;
 
 #[cfg(test)]
 mod tests {

@@ -104,7 +104,7 @@ impl World {
             })
             .collect();
         let checker = Checker::new(Arc::clone(&trace));
-        let network = Network::new(Arc::clone(&trace));
+        let network = Network::new(Arc::clone(&trace), Arc::clone(&checker));
         (1..=schedule.nodes).for_each(|number| network.name(number, home(number)));
         Arc::new(Self { schedule, network, checker, trace, nodes })
     }

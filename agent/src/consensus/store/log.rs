@@ -38,6 +38,11 @@ fn owned(bound: Bound<&u64>) -> Bound<u64> {
 }
 
 impl Db {
+    /// The vote of this seat.
+    pub(crate) fn vote(&self) -> Result<Option<Vote>, StoreError> {
+        self.get_meta(VOTE)
+    }
+
     fn log_range(&self, from: Bound<u64>, to: Bound<u64>) -> Result<Vec<Entry>, StoreError> {
         let step = || -> Result<Vec<Vec<u8>>, redb::Error> {
             let table = self.db.begin_read()?.open_table(LOG)?;
@@ -121,7 +126,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 
     async fn read_vote(&mut self) -> Result<Option<Vote>, StorageError> {
         self.db
-            .run(|db| db.get_meta(VOTE))
+            .run(Db::vote)
             .await
             .map_err(|e| StorageIOError::read_vote(AnyError::error(&e)).into())
     }
