@@ -1,6 +1,7 @@
 //! Failure detection: the SWIM library wrapped as a state machine that takes
 //! the time and returns what to send. No socket, no clock.
 
+use std::cell::Cell;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::num::{NonZeroU8, NonZeroU32, NonZeroUsize};
@@ -86,6 +87,10 @@ pub(super) struct Swim {
     /// Members whose connection was lost, and until when they may refute what follows of it.
     pub(super) accused: BTreeMap<SwimId, (u16, Instant)>,
     pub(super) seed: u64,
+    /// The last fingerprint, while nothing has happened since.
+    pub(super) print: Cell<Option<u64>>,
+    /// The fingerprint at which everybody connected was a member.
+    greeted: Option<u64>,
     seq: u64,
     sized_for: u32,
     /// Connected peers and the life we talk to.
@@ -130,6 +135,8 @@ impl Swim {
             asked: None,
             accused: BTreeMap::new(),
             seed,
+            print: Cell::new(None),
+            greeted: None,
             seq: 0,
             sized_for: 8,
             connected: BTreeMap::new(),
@@ -146,6 +153,9 @@ impl Swim {
     pub(super) fn handle(&mut self, now: Instant, input: Input) -> Result<(), String> {
         if self.left {
             return Ok(());
+        }
+        if matches!(input, Input::Connected(..) | Input::Closed(_) | Input::Lost(_)) {
+            self.greeted = None;
         }
         let result = match input {
             Input::Packet(from, data) => self.packet(from, &data),
@@ -227,10 +237,15 @@ impl Swim {
                 self.sized_for = size;
             }
         }
+        let print = self.fingerprint();
+        if known.is_empty() && self.greeted == Some(print) {
+            return;
+        }
         let mut absent = self.connected.clone();
         self.foca.iter_members().for_each(|m| {
             absent.remove(&m.id().node);
         });
+        self.greeted = absent.is_empty().then_some(print);
         let heard: BTreeSet<NodeId> =
             self.foca.iter_membership_state().map(|m| m.id().node).collect();
         let me = self.me().node;
@@ -247,6 +262,7 @@ impl Swim {
     }
 
     pub(super) fn collect(&mut self, now: Instant) {
+        self.print.set(None);
         while let Some((after, timer)) = self.out.to_schedule() {
             if matches!(timer, Timer::PeriodicGossip(_)) {
                 // A new one replaces that of a former life, which would do nothing.

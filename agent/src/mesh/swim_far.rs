@@ -229,6 +229,12 @@ impl Swim {
 
     /// Another number whenever what is known of any member has changed.
     pub(super) fn fingerprint(&self) -> u64 {
+        let print = self.print.get().unwrap_or_else(|| self.reckon());
+        self.print.set(Some(print));
+        print
+    }
+
+    fn reckon(&self) -> u64 {
         let me = self.me();
         let own = Standing {
             node: me.node,

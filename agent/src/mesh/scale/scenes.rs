@@ -60,13 +60,13 @@ impl World {
 /// A settled cluster of so many nodes, for the scenes below.
 pub fn settled(nodes: usize) -> World {
     let mut world = World::settled(nodes, SEED);
-    world.run(Duration::from_secs(60));
+    world.run(Duration::from_secs(45));
     world
 }
 
-/// Nothing happens for a minute: bytes per second.
+/// Nothing happens for half a minute: bytes per second.
 pub fn rest(world: &mut World) -> Figures {
-    let time = Duration::from_secs(60);
+    let time = Duration::from_secs(30);
     world.reset();
     world.run(time);
     let alive = world.hosts.iter().all(|h| h.knows() + 1 == world.hosts.len());

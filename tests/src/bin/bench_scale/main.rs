@@ -8,7 +8,7 @@ mod agents;
 mod kernel;
 mod plot;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
@@ -70,7 +70,7 @@ fn seconds(value: Option<f64>) -> String {
     value.map_or_else(|| "-".to_owned(), |s| format!("{s:.2}"))
 }
 
-fn mesh(options: &Options) -> Vec<Mesh> {
+fn mesh(options: &Options, mut keep: impl FnMut(&[Mesh]) -> Result<()>) -> Result<()> {
     println!(
         "\n  NODES  REST B/s   MOST  CONNS  JOIN s  OWN s  JOIN kB  DEATH s  DEATH kB  HEAL s  HEAL kB  COLD s  COLD kB  CONTACT MB"
     );
@@ -107,8 +107,9 @@ fn mesh(options: &Options) -> Vec<Mesh> {
         );
         eprintln!("{nodes} nodes took {:.0} s", begun.elapsed().as_secs_f64());
         rows.push(Mesh { nodes: *nodes, rest, join, death, heal, cold });
+        keep(&rows)?;
     }
-    rows
+    Ok(())
 }
 
 fn plots(rows: &[Mesh]) -> Vec<(&'static str, Plot)> {
@@ -163,13 +164,13 @@ fn main() -> Result<()> {
         .unwrap_or_else(|| json!({}));
     for what in &options.what {
         match what.as_str() {
-            "mesh" => {
-                let rows = mesh(&options);
-                for (name, plot) in plots(&rows) {
+            "mesh" => mesh(&options, |rows| {
+                for (name, plot) in plots(rows) {
                     std::fs::write(options.out.join(name), plot.svg())?;
                 }
                 all["mesh"] = serde_json::to_value(rows)?;
-            }
+                save(&file, &all)
+            })?,
             "kernel" => {
                 println!("\n  PEERS  COLD ms  CPU ms  CHANGE ms  WORST  RESTART ms  LOOK ms CPU");
                 let mut rows = Vec::new();
@@ -209,7 +210,11 @@ fn main() -> Result<()> {
                 all["agents"] = serde_json::to_value(a)?;
             }
         }
-        std::fs::write(&file, serde_json::to_string_pretty(&all)? + "\n")?;
+        save(&file, &all)?;
     }
     Ok(())
+}
+
+fn save(file: &Path, all: &Value) -> Result<()> {
+    Ok(std::fs::write(file, serde_json::to_string_pretty(all)? + "\n")?)
 }
