@@ -40,8 +40,8 @@ impl Figure {
 
     /// Whether `now` is worse by more than noise. What could not be measured is.
     pub fn is_regression(&self, now: f64) -> bool {
-        // Also true of what is not a number.
-        !(self.worse(now) <= self.slack)
+        let worse = self.worse(now);
+        worse.is_nan() || worse > self.slack
     }
 }
 
