@@ -10,6 +10,7 @@
 #   make fuzz TARGET=wire SECONDS=60   a fuzz target, led by coverage; TARGET=all for all
 #   make sim [SECONDS=180]        clusters under faults, simulated; SEEDS, NODES, SEED, SCHEDULE
 #   make sim-mutants              broken on purpose: does the simulator notice?
+#   make test-upgrade [FROM=v0.1.0]   the version before beside this one; FROM: revision or directory
 #   make image                    the container image, in target/image
 #   make verify                   format, lint, licences; changes nothing
 SHELL := bash
@@ -27,7 +28,7 @@ SUDO := sudo -E
 export CARGO_TARGET_$(shell echo $(TRIPLE) | tr a-z- A-Z_)_RUNNER := sudo -E
 endif
 
-.PHONY: build lab test sim sim-mutants e2e bench bench-policy bench-datapath fuzz image fmt lint deny verify clean-lab bench-scale bench-check
+.PHONY: build lab test sim sim-mutants e2e bench bench-policy bench-datapath fuzz image fmt lint deny verify clean-lab bench-scale bench-check test-upgrade upgrade-fixture
 
 build:
 	@bash tests/setup.sh build
@@ -46,6 +47,22 @@ test:
 	else \
 	    set -x; cargo test --release --locked --workspace $(ARGS) -- --test-threads 2 --show-output; \
 	fi
+
+# The programs of the version before are built once, into WEFT_CACHE.
+test-upgrade:
+	@bash tests/setup.sh test
+	@$(MAKE) --no-print-directory build
+	@previous=$$(bash tests/upgrade/previous $(FROM)) && set -x && WEFT_PREVIOUS_BIN_DIR=$$previous \
+	    cargo test --release --locked --workspace --test upgrade -- \
+	    --include-ignored --nocapture --test-threads 1 $(ARGS)
+
+# Keeps files as a version writes them, for tests/tests/upgrade_state.rs: at every release.
+upgrade-fixture:
+	@bash tests/setup.sh test
+	@$(MAKE) --no-print-directory build
+	@previous=$$(bash tests/upgrade/previous $(FROM)) && set -x && WEFT_PREVIOUS_BIN_DIR=$$previous \
+	    WEFT_FIXTURE=$(or $(NAME),$(FROM),baseline) cargo test --release --locked --workspace \
+	    --test upgrade_state -- --ignored --exact --nocapture record
 
 # Without SEEDS, as many as SECONDS allow. A failure prints how to replay it.
 sim:

@@ -15,8 +15,8 @@ use weft_proto::names;
 use super::kubernetes::{self, Boot};
 use super::session::session;
 use super::{
-    App, LedgerRegistry, Routes, cni, form, founding, loops, own_address, policy, policy_feed, probing,
-    renew, sweep, underlay,
+    App, LedgerRegistry, Routes, cni, form, founding, loops, own_address, policy, policy_feed,
+    probing, renew, sweep, underlay,
 };
 use crate::api;
 use crate::config::Config;

@@ -103,10 +103,11 @@ fn a_mixed_mesh_under_either_leader() -> Result {
     let versions = Versions::find()?;
     let mut range = "10.32.0.0/23";
     let mut world = mixed(&versions, 4, 2, range)?;
-    // Between nodes that are never removed: of one that is, the routes go.
-    let traffic = Traffic::start(&world.pods[..2].concat())?;
     for (round, led) in [versions.old.clone(), versions.new.clone()].into_iter().enumerate() {
         let what = ["an old leader", "a new leader"][round];
+        // Between nodes that are never removed: of one that is, the routes go.
+        let ends = [world.pods[0][0].clone(), world.pods[1][0].clone()];
+        let traffic = Traffic::start(&ends)?;
         let leader = led_by(&mut world, &led)?;
         println!("{what}: n{leader}");
         for number in 1..=world.pods.len() {
@@ -137,6 +138,8 @@ fn a_mixed_mesh_under_either_leader() -> Result {
         evicted_and_back(&mut world, gone, by, with)?;
         println!("{what}: n{gone} removed by n{by}, back as the other version with its pods");
 
+        println!("{what}: {}", traffic.stop()?);
+
         // The range grows at the request of a node of each version.
         range = ["10.32.0.0/22", "10.32.0.0/21"][round];
         let body = format!("{{\"range\":\"{range}\"}}");
@@ -151,7 +154,6 @@ fn a_mixed_mesh_under_either_leader() -> Result {
         })?;
         world.judge(&format!("{what}, in the end"))?;
     }
-    println!("{}", traffic.stop()?);
     let ends: Vec<_> = world.pods.iter().filter_map(|pods| pods.last().cloned()).collect();
     world.cluster.assert_reachable(&ends).map(drop)
 }
