@@ -159,11 +159,18 @@ fn is_pod(key: &(IpNet, u32), desired: &Desired, host: &BTreeSet<IpNet>) -> bool
 }
 
 fn addresses(desired: &Desired, now: &Observed, settling: bool, ops: &mut Vec<Op>) {
+    let mut last = Vec::new();
     for (key, without_prefix) in &now.addrs {
         let wanted = desired.addrs.contains(key);
         let ours = desired.ranges.iter().any(|range| range.contains(&key.1.addr()));
-        if (wanted && !without_prefix) || (!wanted && ours && !settling) {
+        if wanted && !without_prefix {
             ops.push(Op::DelAddr(key.0.clone(), key.1));
+        } else if !wanted && ours && !settling {
+            // With the last address of this value the kernel removes every route that has
+            // it as source: the one with another prefix has to be there before. IPv6 knows
+            // an address but once, and forgets no route over it.
+            let when = if key.1.addr().is_ipv4() { &mut last } else { &mut *ops };
+            when.push(Op::DelAddr(key.0.clone(), key.1));
         }
     }
     for key in &desired.addrs {
@@ -171,6 +178,7 @@ fn addresses(desired: &Desired, now: &Observed, settling: bool, ops: &mut Vec<Op
             ops.push(Op::AddAddr(key.0.clone(), key.1));
         }
     }
+    ops.append(&mut last);
 }
 
 fn set_neigh(

@@ -168,3 +168,24 @@ fn a_peer_cannot_take_what_is_not_of_the_network() {
     assert_eq!(want.routes.len(), 1, "only the blackhole: {:?}", want.routes);
     assert_eq!(want.conditions.len(), 2);
 }
+
+#[test]
+fn an_address_gets_its_new_prefix_before_it_loses_the_old_one() {
+    let range = |range: &str| {
+        let intent = Intent {
+            ranges: vec![range.parse().unwrap()],
+            own: vec!["10.32.0.1".parse().unwrap()],
+            ..Intent::default()
+        };
+        desired(&intent, &facts(true))
+    };
+    let (before, after) = (range("10.32.0.0/16"), range("10.32.0.0/12"));
+    let mut kernel = Observed::default();
+    run(&before, &DesiredPods::default(), &mut kernel);
+    let ops: Vec<_> = plan(&after, &DesiredPods::default(), &kernel, false)
+        .ops
+        .into_iter()
+        .filter(|op| matches!(op, Op::AddAddr(..) | Op::DelAddr(..)))
+        .collect();
+    assert!(matches!(ops[..], [Op::AddAddr(..), Op::DelAddr(..)]), "{ops:?}");
+}
