@@ -95,6 +95,8 @@ impl Core {
         let view = self.net.view();
         let me = self.net.me();
         let usable = |node: &NodeId| *node != me && view.is_alive(*node);
+        // A voter that was removed while it was away knows a leader of old.
+        let running = running.filter(|r| self.is_member(r));
         if let Some(leader) = running.and_then(|r| self.leader_of(r)).filter(usable) {
             return Some(leader);
         }
@@ -212,7 +214,9 @@ impl Core {
         if message.hops >= MAX_HOPS {
             return Err(no_leader("passed on too often; the leader is changing".to_owned()));
         }
-        let leader = self.leader_of(&running).filter(|node| *node != self.net.me());
+        // The leader takes what is passed on from voters only, not from who was one.
+        let leader = Some(&running).filter(|r| self.is_member(r)).and_then(|r| self.leader_of(r));
+        let leader = leader.filter(|node| *node != self.net.me());
         let Some(leader) = leader else {
             return Err(no_leader(self.no_quorum(None).to_string()));
         };

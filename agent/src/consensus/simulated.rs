@@ -94,4 +94,19 @@ impl ConsensusHandle {
         let with_holder = |id: &RaftId| (*id, holder(id));
         Some(sets.map(|voters| voters.iter().map(with_holder).collect()).collect())
     }
+
+    /// The same, and what they may become next: each with one of the learners.
+    pub(crate) fn seats_soon(&self) -> Option<Vec<Voters>> {
+        let running = self.core.running()?;
+        let metrics = running.metrics();
+        let membership = metrics.membership_config.membership();
+        let mut sets = self.seats()?;
+        for learner in membership.learner_ids() {
+            let node = membership.get_node(&learner)?.node;
+            let with = |voters: &Voters| voters.iter().copied().chain([(learner, node)]).collect();
+            let grown: Vec<Voters> = sets.iter().map(with).collect();
+            sets.extend(grown);
+        }
+        Some(sets)
+    }
 }

@@ -12,7 +12,7 @@ use super::world::World;
 /// counts or may count soon, a majority that has lost nothing is left.
 pub(crate) fn may_lose(world: &Arc<World>, number: usize) -> bool {
     let configurations: Vec<_> =
-        world.agents().iter().filter_map(|agent| agent.consensus.seats()).collect();
+        world.agents().iter().filter_map(|agent| agent.consensus.seats_soon()).collect();
     let lost = *world.node(number).identities.last().unwrap();
     // Who was heard at the founding, and followed all the same, sits nowhere.
     let whole = |(seat, node): &&(RaftId, Option<NodeId>)| {

@@ -41,6 +41,8 @@ pub(crate) struct Node {
     pub(crate) start_at: Option<Instant>,
     /// The operator keeps it off until the cluster is recovered.
     pub(crate) held: bool,
+    /// It was refused for its range, and the operator has given it the cluster's.
+    pub(crate) corrected: bool,
     pub(crate) pods: BTreeMap<AttachmentKey, Pod>,
     pub(crate) pods_made: u64,
     /// Addresses given back in this life of the agent, and when.
@@ -95,6 +97,7 @@ impl World {
                     agent: None,
                     start_at: None,
                     held: false,
+                    corrected: false,
                     pods: BTreeMap::new(),
                     pods_made: 0,
                     freed: BTreeMap::new(),
@@ -155,7 +158,7 @@ impl World {
         // Who comes as a newcomer is given the range the cluster has by then.
         let newest = self.checker.newest();
         let ranges = match node.identities.len() {
-            1 => vec![self.range()],
+            1 if !node.corrected => vec![self.range()],
             _ if newest.cluster().is_none() => vec![self.range()],
             _ => newest.ranges().to_vec(),
         };
@@ -193,7 +196,14 @@ impl World {
         let own = Arc::clone(&process);
         process.spawn(async move {
             match Agent::start(&world, number, &own).await {
-                Ok(agent) => world.node(number).agent = Some(agent),
+                Ok(agent) => {
+                    let mut node = world.node(number);
+                    // The machine may have moved meanwhile.
+                    if agent.mesh.ip() != node.ip {
+                        agent.mesh.move_to(node.ip);
+                    }
+                    node.agent = Some(agent);
+                }
                 Err(why) => world.refused(number, &why),
             }
         });
@@ -265,6 +275,7 @@ impl World {
                 let due = node.start_at.is_some_and(|at| at <= Instant::now());
                 (due, node.agent.clone(), node.machine.disk.is_full())
             };
+            let mut refused = false;
             let failed = agent.is_some_and(|agent| {
                 // Removed twice: an operator has to say that it may come back.
                 let asks =
@@ -272,10 +283,12 @@ impl World {
                 // Refused for its range: the operator gives it the cluster's.
                 let range = || agent.mesh.refused().is_some_and(|f| f.code == Failure::RANGE);
                 let stuck = agent.consensus.ledger().cluster().is_none() && range();
+                refused = stuck;
                 agent.started.elapsed() >= LIFE
                     && (stuck || agent.consensus.failed().is_some() || asks())
             });
             if due || (failed && !full) {
+                self.node(number).corrected |= failed && refused;
                 self.trace.say(|| format!("n{number} starts anew"));
                 self.kill(number).await;
                 self.start(number);
