@@ -36,7 +36,7 @@ enum Entry {
     Put(LeaseInfo),
     /// Given back.
     Del(Gone),
-    /// A free address that was used before.
+    /// As [`Gone::freed`], read only.
     Freed { address: IpAddr, at_ms: u64 },
     /// What follows is not everything: leases are being rebuilt from the
     /// kernel. Without it, an agent that died half way through would take its
@@ -50,6 +50,21 @@ struct Gone {
     key: AttachmentKey,
     #[serde(default)]
     at_ms: u64,
+    /// A free address that was used before; then the key is empty. To versions that know
+    /// nothing of it, the line is the end of a lease that never was: no damage.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    freed: Option<IpAddr>,
+}
+
+impl Gone {
+    fn of(key: &AttachmentKey, at_ms: u64) -> Self {
+        Self { key: key.clone(), at_ms, freed: None }
+    }
+
+    fn address(address: IpAddr, at_ms: u64) -> Self {
+        let key = AttachmentKey { container_id: String::new(), ifname: String::new() };
+        Self { key, at_ms, freed: Some(address) }
+    }
 }
 
 /// The store could not be read or written.
@@ -128,7 +143,7 @@ impl Journal {
 
     /// Writes down the end of a lease.
     pub fn del(&mut self, key: &AttachmentKey, at_ms: u64) -> Result<(), JournalError> {
-        self.append(&Entry::Del(Gone { key: key.clone(), at_ms }))?;
+        self.append(&Entry::Del(Gone::of(key, at_ms)))?;
         note_gone(&mut self.gone, key.clone());
         Ok(())
     }
@@ -219,14 +234,17 @@ impl Found {
                     }
                     now.iter().for_each(|address| freed.used(address));
                 }
-                Ok(Entry::Del(Gone { key, at_ms })) => {
+                Ok(
+                    Entry::Del(Gone { freed: Some(address), at_ms, .. })
+                    | Entry::Freed { address, at_ms },
+                ) => freed.add(address, at_ms),
+                Ok(Entry::Del(Gone { key, at_ms, freed: None })) => {
                     let lease = found.leases.remove(&key);
                     for address in lease.into_iter().flat_map(|lease| lease.addresses) {
                         freed.add(address, at_ms);
                     }
                     note_gone(&mut found.gone, key);
                 }
-                Ok(Entry::Freed { address, at_ms }) => freed.add(address, at_ms),
                 Ok(Entry::Rebuilding) => found.intact = false,
                 Err(_) => {
                     found.damaged += 1;
@@ -249,13 +267,13 @@ pub fn text<'a>(
     let mut text = if rebuilding { line(&Entry::Rebuilding)? } else { Vec::new() };
     for key in gone {
         // What it had is among the freed ones, or in use again.
-        text.extend(line(&Entry::Del(Gone { key: key.clone(), at_ms: 0 }))?);
+        text.extend(line(&Entry::Del(Gone::of(key, 0)))?);
     }
     for lease in leases {
         text.extend(line(&Entry::Put(lease.clone()))?);
     }
     for (address, at_ms) in freed {
-        text.extend(line(&Entry::Freed { address: *address, at_ms: *at_ms })?);
+        text.extend(line(&Entry::Del(Gone::address(*address, *at_ms)))?);
     }
     Ok(text)
 }
@@ -437,6 +455,38 @@ mod tests {
         let (_, found) = Journal::open(&path).unwrap();
         assert_eq!(found.freed, [(b.addresses[0], 100), (c.addresses[0], 100)]);
         fs::remove_dir_all(dir).unwrap();
+    }
+
+    /// The store as the first versions read it; with a line they do not know, they would
+    /// rebuild the leases from the kernel, which does not know of host ports.
+    #[test]
+    fn earlier_versions_read_every_line() {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "lowercase")]
+        enum Old {
+            Put(LeaseInfo),
+            Del(AttachmentKey),
+            Rebuilding,
+        }
+        let ended = VecDeque::from([lease("b").key]);
+        let freed = [("10.32.0.9".parse().unwrap(), 5), ("fd00::9".parse().unwrap(), 6)];
+        let text = text(&ended, [lease("a")].iter(), &freed, true).unwrap();
+        let (mut live, mut ends, mut marks) = (Vec::new(), Vec::new(), 0);
+        for line in text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+            match serde_json::from_slice(line).unwrap() {
+                Old::Put(lease) => live.push(lease),
+                Old::Del(key) => ends.push(key),
+                Old::Rebuilding => marks += 1,
+            }
+        }
+        assert_eq!((live, marks), (vec![lease("a")], 1));
+        ends.retain(|key| !key.container_id.is_empty());
+        assert_eq!(ends, [lease("b").key]);
+        let found = Found::parse(&text);
+        assert_eq!((found.damaged, found.freed, found.gone), (0, freed.to_vec(), ended));
+        // For a while this had a name of its own.
+        let found = Found::parse(b"{\"freed\":{\"address\":\"10.32.0.9\",\"at_ms\":5}}\n");
+        assert_eq!((found.damaged, found.freed), (0, vec![freed[0]]));
     }
 
     #[test]

@@ -208,6 +208,46 @@ mod tests {
         }
     }
 
+    /// Every kind by its number, and the layout of what is in it.
+    #[test]
+    fn the_bytes_are_frozen() {
+        let hex = |bytes: &[u8]| -> String { bytes.iter().map(|b| format!("{b:02x}")).collect() };
+        let id_hex = |n: u8| {
+            let node = hex(&[n; 16]);
+            format!("{node}0000{n:02x}0000000000{n:08x}")
+        };
+        let ask = Message::PingReq { target: id(7), probe_number: 99 };
+        for (message, body) in [
+            (Message::Ping(42), "012a".to_owned()),
+            (Message::Ack(42), "022a".to_owned()),
+            (ask, format!("03{}63", id_hex(7))),
+            (
+                Message::IndirectPing { origin: id(7), probe_number: 1 },
+                format!("04{}01", id_hex(7)),
+            ),
+            (Message::IndirectAck { target: id(7), probe_number: 1 }, format!("05{}01", id_hex(7))),
+            (
+                Message::ForwardedAck { origin: id(7), probe_number: 1 },
+                format!("06{}01", id_hex(7)),
+            ),
+            (Message::Announce, "07".to_owned()),
+            (Message::Feed, "08".to_owned()),
+            (Message::Gossip, "09".to_owned()),
+            (Message::Broadcast, "0a".to_owned()),
+            (Message::TurnUndead, "0b".to_owned()),
+        ] {
+            let header = Header { src: id(1), src_incarnation: 3, dst: id(2), message };
+            let mut packet = Vec::new();
+            SwimCodec.encode_header(&header, &mut packet).unwrap();
+            assert_eq!(hex(&packet), format!("{}0003{}{body}", id_hex(1), id_hex(2)));
+        }
+        for (state, number) in [(State::Alive, 0), (State::Suspect, 1), (State::Down, 2)] {
+            let mut packet = Vec::new();
+            SwimCodec.encode_member(&Member::new(id(3), 9, state), &mut packet).unwrap();
+            assert_eq!(hex(&packet), format!("{}0009{number:02x}", id_hex(3)));
+        }
+    }
+
     proptest! {
         #[test]
         fn garbage_is_an_error(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {

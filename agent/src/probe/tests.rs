@@ -249,3 +249,13 @@ proptest! {
         prop_assert!(world.prober.verdicts().all(|(_, v)| v.ok == Some(true)));
     }
 }
+
+/// Nodes of the version before answer only this.
+#[test]
+fn the_bytes_of_a_probe_are_frozen() {
+    let ask = [b'W', b'P', 1, 1, 0, 0, 0, 0, 0, 0, 1, 2];
+    assert_eq!(Packet::Ask(258).encode(12), ask);
+    assert_eq!(Packet::Ask(258).encode(14), [&ask[..], &[0, 0]].concat());
+    let answer = [b'W', b'P', 1, 2, 0, 0, 0, 0, 0, 0, 1, 2];
+    assert_eq!(Packet::Answer(258).encode(0), answer);
+}

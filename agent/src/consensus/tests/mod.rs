@@ -2,6 +2,7 @@
 
 mod clusters;
 mod faults;
+mod golden;
 mod world;
 
 pub(crate) use world::TempDir;
