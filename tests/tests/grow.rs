@@ -13,9 +13,8 @@ fn a_range_that_grows_loses_no_packet() -> Result {
     let cluster = Cluster::builder().range("10.32.0.0/22").start()?;
     let pods = cluster.add_pods_on(&[1, 1, 2])?;
     cluster.assert_reachable(&pods)?;
-    let pings = [(0, 1), (0, 2), (2, 0)].map(|(from, to)| {
-        Pinger::start(&pods[from], pods[to].address(), Duration::from_millis(1))
-    });
+    let pings = [(0, 1), (0, 2), (2, 0)]
+        .map(|(from, to)| Pinger::start(&pods[from], pods[to].address(), Duration::from_millis(1)));
     for (node, range) in [(1, "10.32.0.0/21"), (2, "10.32.0.0/20"), (3, "10.32.0.0/19")] {
         let body = format!("{{\"range\":\"{range}\"}}");
         let answer = cluster.node(node).request("POST", "/v1/ranges", body.as_bytes())?;
