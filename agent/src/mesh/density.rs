@@ -66,7 +66,7 @@ mod tests {
 
     #[test]
     fn closes_only_idle_ones_beyond_the_spare() {
-        let idle = |n: u8| if n % 2 == 0 { IDLE_OUT } else { Duration::ZERO };
+        let idle = |n: u8| if n.is_multiple_of(2) { IDLE_OUT } else { Duration::ZERO };
         let conns = |count: u8| (0..count).map(|n| (id(n), idle(n))).collect::<Vec<_>>();
         assert!(closes(&conns(16), &[]).is_empty());
         let closed = closes(&conns(19), &[id(0)]);

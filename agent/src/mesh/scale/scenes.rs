@@ -118,7 +118,7 @@ pub fn heal(world: &mut World) -> Figures {
     let sides = [half(world, false), half(world, true)];
     let apart = world.until(Duration::from_secs(1), Duration::from_secs(300), |world| {
         let up = world.hosts.iter().filter(|h| h.up);
-        up.clone().all(|h| h.knows() + 1 <= sides[usize::from(h.side)])
+        up.clone().all(|h| h.knows() < sides[usize::from(h.side)])
     });
     if apart.is_none() {
         return world.figures(1.0, None);

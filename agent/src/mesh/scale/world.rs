@@ -117,7 +117,7 @@ impl World {
                 let others = standings.iter().filter(|s| s.node != host.me).copied().collect();
                 let input = Input::Standings { from: host.me, alive, standings: others };
                 let _ = host.swim.handle(now, input);
-                let _ = host.swim.greet(now, &[]);
+                host.swim.greet(now, &[]);
             }
         };
         let half = count / 2;

@@ -233,9 +233,12 @@ impl Bench {
     }
 }
 
+/// A figure of one round, by its name.
+type Figure<'a> = &'a dyn Fn(&str) -> f64;
+
 fn judge(rounds: &[Round]) -> Vec<Ratio> {
     use Wanted::{AtLeast, AtMost};
-    let line = |name, what, wanted, of: &dyn Fn(&dyn Fn(&str) -> f64) -> f64| Ratio {
+    let line = |name, what, wanted, of: &dyn Fn(Figure<'_>) -> f64| Ratio {
         name,
         what,
         rounds: rounds
