@@ -16,6 +16,7 @@ pub mod kubernetes;
 pub mod manifest;
 pub mod middle;
 pub mod node;
+pub mod pin;
 pub mod pinger;
 pub mod pod;
 pub mod podman;
