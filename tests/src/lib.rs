@@ -18,6 +18,7 @@ pub mod middle;
 pub mod node;
 pub mod pin;
 pub mod pinger;
+pub mod plot;
 pub mod pod;
 pub mod podman;
 pub mod policy;

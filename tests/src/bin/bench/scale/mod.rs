@@ -6,7 +6,6 @@
 
 mod agents;
 mod kernel;
-mod plot;
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -15,8 +14,7 @@ use anyhow::{Context, Result, bail};
 use serde::Serialize;
 use serde_json::{Value, json};
 use weft_agent::mesh::scale::{self, Figures};
-
-use self::plot::{Curve, Plot, short};
+use weft_tests::plot::{Curve, Plot, short};
 
 #[derive(Debug, Serialize)]
 struct Mesh {

@@ -9,23 +9,29 @@ const AREA: [f64; 4] = [80.0, 50.0, 470.0, 340.0];
 const COLOURS: [&str; 5] = ["#0b66c3", "#c3510b", "#2b8a3e", "#7b3fa0", "#666666"];
 
 /// One curve: its name, and (nodes, value).
-pub(crate) struct Curve {
-    pub(crate) name: &'static str,
-    pub(crate) points: Vec<(f64, f64)>,
+#[derive(Debug)]
+pub struct Curve {
+    /// As the legend names it.
+    pub name: &'static str,
+    /// Nodes, and the value at so many.
+    pub points: Vec<(f64, f64)>,
 }
 
 /// One picture.
-pub(crate) struct Plot {
-    pub(crate) title: &'static str,
+#[derive(Debug)]
+pub struct Plot {
+    /// Above the picture.
+    pub title: &'static str,
     /// What is shown and its unit.
-    pub(crate) value: &'static str,
-    pub(crate) curves: Vec<Curve>,
+    pub value: &'static str,
+    /// One or more, of different names.
+    pub curves: Vec<Curve>,
     /// A line that must not be crossed, and what it is called.
-    pub(crate) limit: Option<(f64, &'static str)>,
+    pub limit: Option<(f64, &'static str)>,
 }
 
 /// Three digits, without an exponent.
-pub(crate) fn short(value: f64) -> String {
+pub fn short(value: f64) -> String {
     match value {
         v if v >= 1e6 => format!("{:.1}M", v / 1e6),
         v if v >= 10_000.0 => format!("{:.0}k", v / 1e3),
@@ -46,7 +52,7 @@ impl Plot {
     }
 
     /// The picture.
-    pub(crate) fn svg(&self) -> String {
+    pub fn svg(&self) -> String {
         let points = || self.curves.iter().flat_map(|c| c.points.iter().copied());
         let limit = self.limit.map(|(value, _)| value);
         let (left, right) = Self::decades(points().map(|p| p.0));
