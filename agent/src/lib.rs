@@ -10,6 +10,7 @@ mod files;
 mod host;
 pub mod ipam_service;
 pub mod kube;
+#[cfg(feature = "lab")]
 pub mod lab;
 pub mod mesh;
 pub mod policy;

@@ -23,10 +23,12 @@ if [ "$profile" = dist ]; then
     # Added to the flags of .cargo/config.toml, for these builds only.
     flags=(--config "target.'cfg(all(target_os = \"linux\", target_env = \"gnu\"))'.rustflags=[$list]")
     # What the two static programs may take on a node: nothing may grow unseen.
-    args=(--max-bytes 18000000)
+    args=(--max-bytes 15000000)
 fi
 cargo fetch --locked --quiet
-cargo build --locked --profile "$profile" "${flags[@]}" -p weft-agent -p weft-cni-shim --bins
+# Without default features: `agent lab` is not for containers.
+cargo build --locked --profile "$profile" "${flags[@]}" --no-default-features \
+    -p weft-agent -p weft-cni-shim --bins
 "target/$triple/$profile/agent" --version
 cargo run --locked --quiet --release -p weft-image -- \
     --bin-dir "target/$triple/$profile" --out-dir "${OUT_DIR:-target/image}" \

@@ -12,9 +12,10 @@ use super::App;
 use super::kubernetes::Wired;
 use crate::api::backend::{BackendError, NO_POLICY, PolicyQuestion};
 use crate::kube::tidings::{HOLD, Tidings};
+use crate::kube::watch::{Asked, Outcome};
 use crate::policy::engine::EngineHandle;
 use crate::policy::explain::Explanation;
-use crate::policy::feed::{Asked, FILE, Feed, FeedStatus};
+use crate::policy::feed::{FILE, Feed, FeedStatus};
 use crate::policy::objects::{PolicyKind, PolicyRef, Problem};
 use crate::status::policy;
 
@@ -31,7 +32,9 @@ pub(super) fn feed(engine: Option<&EngineHandle>, wired: Option<&Wired>) -> Opti
 /// The API server; requests are counted with the others.
 fn asked(wired: &Wired) -> Asked {
     let kube = wired.kube.clone();
-    let count = move |verb, resource, code: &str| kube.count(verb, resource, code);
+    let count = move |verb, resource, outcome: Outcome<'_>| {
+        kube.count(verb, resource, &outcome.code());
+    };
     Asked::new(wired.kube.client(), Arc::new(count))
 }
 

@@ -115,7 +115,7 @@ async fn serve(config: Config) -> Result<End> {
     form::admit(&config.state_dir)?;
     let identity = identity(&config.state_dir)?;
     let me = identity.node();
-    let kube = Kube::find(&config).await?;
+    let kube = Kube::find(&config)?;
     let conflict = check_overlaps(&config).err();
     let conflict = match conflict {
         // Nobody else would hear of it.

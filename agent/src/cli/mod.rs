@@ -13,6 +13,9 @@ use std::time::Duration;
 
 use nix::sys::signal::{SigSet, Signal};
 use serde_json::json;
+use tracing_subscriber::fmt;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::config::{Config, ConfigErrors, Env, Flags, LogFormat, ProcessEnv};
 pub use args::Output;
@@ -152,15 +155,14 @@ fn daemon(env: &dyn Env, flags: &Flags, hooks: Hooks) -> ExitCode {
 }
 
 fn init_log(config: &Config) {
-    let filter = tracing_subscriber::EnvFilter::new(&config.log_filter);
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let to = fmt::layer()
         .with_writer(std::io::stderr)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()));
+    let filtered = tracing_subscriber::registry().with(config.log_targets());
     // A second subscriber in one process (the lab) is no reason to stop.
     let _ = match config.log_format {
-        LogFormat::Text => builder.try_init(),
-        LogFormat::Json => builder.json().flatten_event(true).try_init(),
+        LogFormat::Text => filtered.with(to).try_init(),
+        LogFormat::Json => filtered.with(to.json().flatten_event(true)).try_init(),
     };
 }
 

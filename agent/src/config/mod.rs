@@ -3,6 +3,7 @@
 
 mod env;
 mod error;
+mod log;
 mod value;
 mod vars;
 
@@ -13,6 +14,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use serde::Serialize;
+use tracing_subscriber::filter::Targets;
 
 pub use env::{Env, MapEnv, ProcessEnv};
 pub use error::{ConfigError, ConfigErrors};
@@ -197,6 +199,11 @@ impl Config {
         }
     }
 
+    /// [`Self::log_filter`], read.
+    pub fn log_targets(&self) -> Targets {
+        log::targets(&self.log_filter).unwrap_or_default()
+    }
+
     /// What `GET /v1/config` and `agent config -o json` show: no secret in it.
     pub fn report(&self) -> serde_json::Value {
         serde_json::json!({ "values": self.values, "warnings": self.warnings })
@@ -350,10 +357,10 @@ fn read(r: &mut Reader<'_>) -> Config {
         namespace: r.get("POD_NAMESPACE", String::new(), value::namespace),
     };
     let log_format = r.get("LOG_FORMAT", LogFormat::Text, value::log_format);
-    let level = r.get("LOG_LEVEL", String::new(), value::log_level);
+    let level = r.get("LOG_LEVEL", String::new(), log::level);
     let log_filter = r
-        .get("RUST_LOG", None, |text| value::log_filter(text).map(Some))
-        .unwrap_or_else(|| value::quiet(&level));
+        .get("RUST_LOG", None, |text| log::filter(text).map(Some))
+        .unwrap_or_else(|| log::quiet(&level));
     let quarantine = r.get("QUARANTINE", Duration::ZERO, duration);
     let lease_cooldown = r.get("LEASE_COOLDOWN", Duration::ZERO, duration);
 

@@ -333,61 +333,6 @@ pub(super) fn log_format(text: &str) -> Parsed<LogFormat> {
     }
 }
 
-pub(super) fn log_level(text: &str) -> Parsed<String> {
-    let lower = text.to_ascii_lowercase();
-    match lower.as_str() {
-        "error" | "warn" | "info" | "debug" | "trace" => Ok(lower),
-        "warning" => Ok("warn".to_owned()),
-        _ => Err(String::new()),
-    }
-}
-
-/// Libraries that tell at `info` and below what only their authors need.
-const TALKATIVE: &[&str] = &[
-    "openraft",
-    "openraft::core::raft_core",
-    "openraft::replication",
-    "quinn",
-    "quinn_proto",
-    "quinn_udp",
-    "rustls",
-    "foca",
-    "netlink_proto",
-    "netlink_sys",
-    "netlink_packet_route",
-    "rtnetlink",
-    "kube",
-    "kube_client",
-    "kube_runtime",
-    "tower",
-    "hyper",
-    "hyper_util",
-];
-
-/// A level for this program, and warnings only of the libraries below it.
-pub(super) fn quiet(level: &str) -> String {
-    if level == "error" {
-        return level.to_owned();
-    }
-    // A warning of openraft is a step of an ordinary vote, and most of its errors
-    // are voters that are away: `agent status` tells that, and its end, better.
-    let level_of = |target: &str| match target {
-        "openraft" => "error",
-        "openraft::core::raft_core" | "openraft::replication" => "off",
-        // An outage is told once, by `kube::ask`, and not with every attempt.
-        "kube_client" | "kube_runtime" => "off",
-        _ => "warn",
-    };
-    let libraries = TALKATIVE.iter().map(|target| format!(",{target}={}", level_of(target)));
-    std::iter::once(level.to_owned()).chain(libraries).collect()
-}
-
-pub(super) fn log_filter(text: &str) -> Parsed<String> {
-    tracing_subscriber::EnvFilter::try_new(text)
-        .map(|_| text.to_owned())
-        .map_err(|error| error.to_string())
-}
-
 pub(super) fn iptables_backend(text: &str) -> Parsed<()> {
     match text {
         "auto" | "nft" | "legacy" => Ok(()),

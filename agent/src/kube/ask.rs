@@ -4,6 +4,7 @@ use std::future::Future;
 use std::time::{Duration, Instant};
 
 use super::reach::NoConnection;
+use super::watch::Outcome;
 use super::{Book, Kube, connect};
 
 /// How long a request may take.
@@ -160,14 +161,13 @@ impl Kube {
     }
 
     /// Notes how a request went that somebody else made (a watch).
-    pub fn heard(&self, ask: Ask, outcome: Result<(), &kube::Error>) {
-        match outcome {
-            Ok(()) => self.note(ask, "ok", None),
-            Err(error) => {
-                let (error, code) = KubeError::of(error);
-                self.note(ask, &code, Some(&error));
-            }
-        }
+    pub fn heard(&self, ask: Ask, outcome: Outcome<'_>) {
+        let (error, code) = match outcome {
+            Outcome::Ok => return self.note(ask, "ok", None),
+            Outcome::Failed(error) => KubeError::of(error),
+            Outcome::Late => (KubeError::Away("no answer in time".to_owned()), outcome.code()),
+        };
+        self.note(ask, &code, Some(&error));
     }
 
     /// Counts a request of somebody who looks after its failures himself.
@@ -289,6 +289,7 @@ impl Book {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kube::access::Access;
     use crate::kube::reach::Reach;
 
     #[test]
@@ -353,10 +354,9 @@ mod tests {
     async fn nobody_listening_is_told_from_no_answer() {
         // A port that was free a moment ago.
         let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let mut config = kube::Config::new(format!("http://{free}").parse().unwrap());
-        config.root_cert = Some(Vec::new());
+        let access = Access::new(format!("http://{free}").parse().unwrap());
         let reach = Reach::new("x");
-        let client = connect::through(&config, &reach).unwrap();
+        let client = connect::through(access, &reach).unwrap();
         let error = client.apiserver_version().await.unwrap_err();
         assert!(matches!(KubeError::of(&error).0, KubeError::Unconnected(_)), "{error:?}");
         reach.remember(&[free]);
@@ -375,11 +375,10 @@ mod tests {
                 drop(listener.accept().await);
             }
         });
-        let mut config = kube::Config::new(format!("http://{free}").parse().unwrap());
-        config.root_cert = Some(Vec::new());
+        let access = Access::new(format!("http://{free}").parse().unwrap());
         let reach = Reach::new("x");
         reach.remember(&[endpoint]);
-        let client = connect::through(&config, &reach).unwrap();
+        let client = connect::through(access, &reach).unwrap();
         let error = client.apiserver_version().await.unwrap_err();
         // It hangs up: that is no want of a connection.
         assert!(matches!(KubeError::of(&error).0, KubeError::Away(_)), "{error:?}");

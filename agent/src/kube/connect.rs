@@ -1,20 +1,25 @@
 //! Where the API server is, and who this agent is to it.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use hyper_util::client::legacy;
 use hyper_util::rt::TokioExecutor;
-use kube::client::{ClientBuilder, ConfigExt};
-use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::client::ClientBuilder;
 
+use super::access::{Access, Credential, TokenFile, Trust, Why};
+use super::kubeconfig;
 use super::reach::{Connector, Reach, Sender};
 use crate::config::Kubernetes;
 
 /// Time to get a connection, over all ways there are, and a TLS session in it.
 const CONNECT: Duration = Duration::from_secs(8);
+/// Time to send a request.
+const SEND: Duration = Duration::from_secs(295);
 /// What a pod with a service account finds here.
 const TOKEN: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
+const AUTHORITY: &str = "/var/run/secrets/kubernetes.io/serviceaccount/ca.crt";
 
 /// Why there is no client. None of them heals by waiting: they stop the start.
 #[derive(Debug, thiserror::Error)]
@@ -71,66 +76,49 @@ pub(super) fn place(config: &Kubernetes, token: bool) -> Place {
 
 /// A client for the API server, and the ways it goes; `None` where there is none.
 /// Nothing is sent.
-pub(super) async fn client(
+pub(super) fn client(
     config: &Kubernetes,
 ) -> Result<Option<(kube::Client, String, Reach)>, ConnectError> {
     // More than one crypto provider may be linked in; the one of the mesh counts.
     let _already_there = rustls::crypto::ring::default_provider().install_default();
-    let mut found = match place(config, Path::new(TOKEN).exists()) {
+    let mut access = match place(config, Path::new(TOKEN).exists()) {
         Place::None => return Ok(None),
-        Place::Kubeconfig(path) => {
-            let wrong = |why: String| ConnectError::Kubeconfig { path: path.clone(), why };
-            let file = Kubeconfig::read_from(&path).map_err(|e| wrong(chain(&e)))?;
-            kube::Config::from_custom_kubeconfig(file, &KubeConfigOptions::default())
-                .await
-                .map_err(|e| wrong(chain(&e)))?
-        }
+        Place::Kubeconfig(path) => kubeconfig::read(&path)
+            .map_err(|why| ConnectError::Kubeconfig { path: path.clone(), why })?,
         Place::Pod => {
-            let mut found = kube::Config::incluster_env()
-                .map_err(|e| ConnectError::ServiceAccount(chain(&e)))?;
-            if let Some(host) = &config.service_host {
-                found.cluster_url =
-                    url(&format!("https://{}", bracketed(host, config.service_port)))?;
-            }
-            found
+            let host = config.service_host.as_deref().unwrap_or_default();
+            let address = url(&format!("https://{}", bracketed(host, config.service_port)))?;
+            pod(address).map_err(ConnectError::ServiceAccount)?
         }
     };
     if let Some(server) = &config.server {
-        found.cluster_url = url(server)?;
+        access.url = url(server)?;
     }
-    if found.cluster_url.scheme_str() == Some("http") && found.root_cert.is_none() {
-        // Nothing to trust is needed, and an empty image has nothing.
-        found.root_cert = Some(Vec::new());
-    }
-    found.connect_timeout = Some(CONNECT);
-    let server = found.cluster_url.to_string().trim_end_matches('/').to_owned();
+    let server = access.url.to_string().trim_end_matches('/').to_owned();
     let reach = Reach::new(&server);
-    let client = match &found.proxy_url {
-        None => through(&found, &reach),
-        Some(_) => kube::Client::try_from(found),
-    };
-    let client =
-        client.map_err(|e| ConnectError::Client { server: server.clone(), why: chain(&e) })?;
+    let client = through(access, &reach)
+        .map_err(|why| ConnectError::Client { server: server.clone(), why })?;
     Ok(Some((client, server, reach)))
 }
 
-/// As [`kube::Client::try_from`] makes one, but connected by [`Reach`], and without
-/// retries: whoever asks here has a pause of his own, and wants to see the code.
-pub(super) fn through(config: &kube::Config, reach: &Reach) -> Result<kube::Client, kube::Error> {
-    let tls = config.rustls_https_connector_with_connector(Connector::new(reach.clone()))?;
+/// The access of a pod's service account. Its files are replaced while the pod runs.
+fn pod(url: hyper::Uri) -> Result<Access, Why> {
+    let trust = Trust::File(AUTHORITY.into());
+    let credential = Credential::File(TokenFile::new(TOKEN.into())?);
+    Ok(Access { trust, credential, ..Access::new(url) })
+}
+
+/// A client that is connected by [`Reach`], and without retries: whoever asks here has a
+/// pause of his own, and wants to see the code. kube would make one that also knows every
+/// way to log in that command lines have, which doubles its size.
+pub(super) fn through(access: Access, reach: &Reach) -> Result<kube::Client, Why> {
+    let tls = access.tls(Connector::new(reach.clone()))?;
     let mut connector = hyper_timeout::TimeoutConnector::new(tls);
-    connector.set_connect_timeout(config.connect_timeout);
-    connector.set_read_timeout(config.read_timeout);
-    connector.set_write_timeout(config.write_timeout);
+    connector.set_connect_timeout(Some(CONNECT));
+    connector.set_write_timeout(Some(SEND));
     let client = legacy::Client::builder(TokioExecutor::new()).build(connector);
-    let sender = Sender { client, reach: reach.clone() };
-    let plain = ClientBuilder::new(sender, config.default_namespace.clone())
-        .with_layer(&config.extra_headers_layer()?);
-    let base = config.base_uri_layer();
-    Ok(match config.auth_layer()? {
-        Some(auth) => plain.with_layer(&auth).with_layer(&base).build(),
-        None => plain.with_layer(&base).build(),
-    })
+    let sender = Sender { client, reach: reach.clone(), access: Arc::new(access) };
+    Ok(ClientBuilder::new(sender, "default").build())
 }
 
 fn url<T: std::str::FromStr>(text: &str) -> Result<T, ConnectError>
@@ -196,15 +184,15 @@ mod tests {
         )
         .unwrap();
         let text = path.to_str().unwrap().to_owned();
-        let (_, server, _) = client(&config(&[("KUBECONFIG", &text)])).await.unwrap().unwrap();
+        let (_, server, _) = client(&config(&[("KUBECONFIG", &text)])).unwrap().unwrap();
         assert_eq!(server, "http://127.0.0.1:1");
         let other = config(&[("KUBECONFIG", &text), ("KUBE_APISERVER", "http://127.0.0.1:2")]);
-        assert_eq!(client(&other).await.unwrap().unwrap().1, "http://127.0.0.1:2");
+        assert_eq!(client(&other).unwrap().unwrap().1, "http://127.0.0.1:2");
         std::fs::write(&path, "clusters: 7").unwrap();
-        let error = client(&other).await.err().unwrap().to_string();
+        let error = client(&other).err().unwrap().to_string();
         assert!(error.starts_with("KUBECONFIG="), "{error}");
         std::fs::remove_file(&path).unwrap();
-        let error = client(&other).await.err().unwrap().to_string();
+        let error = client(&other).err().unwrap().to_string();
         assert!(error.contains("No such file"), "{error}");
     }
 }

@@ -9,6 +9,7 @@
 //! [`mounts`], most of `reach`. Requests are bounded in time and counted by [`Kube::ask`].
 //! Nothing here is needed to carry packets or to serve an ADD.
 
+mod access;
 mod ask;
 pub mod cache;
 mod connect;
@@ -18,6 +19,7 @@ mod endpoints;
 pub mod events;
 pub mod founding;
 pub mod key;
+mod kubeconfig;
 pub mod mounts;
 pub mod node;
 pub mod nodes;
@@ -26,6 +28,7 @@ mod reach;
 pub mod record;
 mod services;
 pub mod tidings;
+pub mod watch;
 
 pub use ask::{Ask, KubeError};
 pub use connect::ConnectError;
@@ -91,8 +94,8 @@ impl Book {
 
 impl Kube {
     /// Finds the API server; `None` where there is none. Nothing is sent yet.
-    pub async fn find(config: &Config) -> Result<Option<Self>, ConnectError> {
-        let Some((client, server, reach)) = connect::client(&config.kubernetes).await? else {
+    pub fn find(config: &Config) -> Result<Option<Self>, ConnectError> {
+        let Some((client, server, reach)) = connect::client(&config.kubernetes)? else {
             return Ok(None);
         };
         let inner = Inner {

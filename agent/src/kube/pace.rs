@@ -2,8 +2,6 @@
 
 use std::time::Duration;
 
-use kube::runtime::utils::{Backoff, ResetTimerBackoff};
-
 /// Between two rounds on a healthy node, by the size of the cluster: all agents
 /// together make at most ten rounds a second.
 pub fn round(members: usize) -> Duration {
@@ -29,36 +27,9 @@ pub fn after_failures(failures: u32, random: f64) -> Duration {
     spread(Duration::from_millis(500 << steps), random)
 }
 
-/// Between tries of a watch that voters keep, at most a dozen of them: an outage is
-/// over for them some seconds after its end. From half a second, doubling to eight.
-#[derive(Debug, Default)]
-pub struct Watch {
-    failures: u32,
-}
-
-impl Watch {
-    /// The pauses, starting anew only after two minutes without a failure: each try
-    /// begins with an event that is none of the server's.
-    pub fn pauses() -> ResetTimerBackoff<Self> {
-        ResetTimerBackoff::new(Self::default(), Duration::from_secs(120))
-    }
-}
-
-impl Iterator for Watch {
-    type Item = Duration;
-
-    fn next(&mut self) -> Option<Duration> {
-        let steps = self.failures.min(4);
-        self.failures = self.failures.saturating_add(1);
-        Some(spread(Duration::from_millis(500 << steps), rand::random()))
-    }
-}
-
-impl Backoff for Watch {
-    fn reset(&mut self) {
-        self.failures = 0;
-    }
-}
+/// Longest pause, before jitter, of a watch that voters keep, at most a dozen of them: an
+/// outage is over for them some seconds after its end.
+pub const WATCH: Duration = Duration::from_secs(8);
 
 /// While nobody listens there, after so many tries in a row: a start is ready soon
 /// after the server is. From a quarter of a second, doubling to two; spread, never
@@ -114,16 +85,6 @@ mod tests {
         assert_eq!(pace.after(false, 0.5), Duration::from_secs(1));
         assert!((0..10).map(|_| pace.after(false, 0.5)).last() >= Some(Duration::from_secs(30)));
         assert!(pace.after(true, 0.0) >= Duration::from_millis(125));
-    }
-
-    #[test]
-    fn a_watch_is_back_some_seconds_after_an_outage() {
-        let mut pauses = Watch::default();
-        let long: Vec<_> = pauses.by_ref().take(100).collect();
-        assert!(long[0] <= Duration::from_millis(750), "{long:?}");
-        assert!(long[4..].iter().all(|p| (4..=12).contains(&p.as_secs())), "{long:?}");
-        pauses.reset();
-        assert!(pauses.next() <= Some(Duration::from_millis(750)));
     }
 
     proptest! {

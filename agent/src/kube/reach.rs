@@ -23,6 +23,7 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tower_service::Service;
 
+use super::access::Access;
 use super::{connect, pace};
 
 /// For the configured address, where no other is known.
@@ -259,6 +260,7 @@ impl Service<Uri> for Connector {
 pub(super) struct Sender<C> {
     pub(super) client: legacy::Client<C, Body>,
     pub(super) reach: Reach,
+    pub(super) access: Arc<Access>,
 }
 
 impl<C> Service<hyper::Request<Body>> for Sender<C>
@@ -273,7 +275,12 @@ where
         self.client.poll_ready(cx).map_err(Into::into)
     }
 
-    fn call(&mut self, mut request: hyper::Request<Body>) -> Self::Future {
+    fn call(&mut self, request: hyper::Request<Body>) -> Self::Future {
+        let (mut parts, body) = request.into_parts();
+        if let Err(why) = self.access.prepare(&mut parts.uri, &mut parts.headers) {
+            return Box::pin(std::future::ready(Err(why.into())));
+        }
+        let mut request = hyper::Request::from_parts(parts, body);
         if self.reach.ways().returns(Instant::now()) {
             request.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }

@@ -155,7 +155,7 @@ struct Job {
 
 #[cfg(test)]
 mod tests {
-    use super::super::cursor::Failure;
+    use crate::kube::watch::Failure;
     use super::*;
 
     fn source(complete: bool, failing: bool, heard: bool) -> SourceState {

@@ -9,13 +9,11 @@ use kube::core::params::GetParams;
 use serde::de::DeserializeOwned;
 use tokio::sync::{OnceCell, Semaphore};
 
-use super::asked::Asked;
 use super::core::{Object, Source};
-use super::cursor::Failure;
 use super::item::Item;
 use super::lean::Lean;
-use super::watch::{Heard, failure};
 use super::{Known, Shared};
+use crate::kube::watch::{Asked, Failure, Heard, failure};
 use crate::mesh::net::BoxFuture;
 use crate::policy::engine::PodLookup;
 use crate::policy::objects::PodRef;

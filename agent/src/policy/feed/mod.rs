@@ -10,16 +10,13 @@
 //! answer changes nothing: watches resume where they stopped. If it does not when
 //! the agent starts, the [`memory`] of an earlier life is used until it does.
 
-mod asked;
 mod core;
-mod cursor;
 mod item;
 mod keep;
 mod lean;
 mod lookup;
 mod memory;
 mod told;
-mod watch;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -33,12 +30,11 @@ use self::core::{Core, Object, Op, Source};
 use self::item::Item;
 use self::lean::Lean;
 use self::memory::{Memory, Recalled};
-use self::watch::{Collection, Heard, Versioned};
+use crate::kube::watch::{self, Asked, Collection, Heard, Versioned};
 use crate::policy::engine::{EngineHandle, PodLookup};
 use crate::policy::objects::{ClusterPolicy, Namespace, NetworkPolicy, Node, Pod, PodRef};
 use crate::policy::world::Change;
 
-pub use asked::{Asked, Count};
 pub use keep::FILE;
 pub use told::{FeedStatus, SourceStatus};
 
@@ -46,6 +42,8 @@ pub use told::{FeedStatus, SourceStatus};
 const QUEUE: usize = 256;
 /// How often it is asked whether the memory is needed.
 const TICK: Duration = Duration::from_millis(500);
+/// Longest pause between tries while the API server is away, before jitter.
+const LONGEST: Duration = Duration::from_secs(15);
 
 /// What policy needs of an object.
 #[derive(Debug, Clone)]
@@ -283,6 +281,8 @@ fn collection(source: Source, node: &str) -> Collection {
         resource,
         fields,
         large: matches!(source, Source::OtherPods | Source::Nodes),
+        metadata_only: false,
+        longest: LONGEST,
     }
 }
 

@@ -6,7 +6,7 @@ use serde::Serialize;
 use weft_proto::api::{Condition, Health};
 
 use super::core::{Source, SourceState};
-use super::cursor::Failure;
+use crate::kube::watch::Failure;
 
 /// How long watches may fail before it is worth a word.
 const PATIENCE_S: u64 = 60;

@@ -1,6 +1,9 @@
 //! Follows one collection of the API server: list in pages, then watch, and
 //! resume where it stopped. Nothing is kept here but the position.
 
+mod asked;
+mod cursor;
+
 use std::time::{Duration, Instant};
 
 use futures_util::TryStreamExt;
@@ -10,9 +13,11 @@ use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use super::asked::Asked;
-use super::cursor::{Ask, Cursor, Failure};
-use crate::kube::chain;
+pub use asked::{Asked, Note, Outcome};
+pub(crate) use cursor::Failure;
+
+use self::cursor::{Ask, Cursor};
+use super::chain;
 
 /// For a page of a list, and for a watch to begin.
 const ANSWER: Duration = Duration::from_secs(45);
@@ -28,21 +33,25 @@ const PAGE: u32 = 500;
 
 /// A collection.
 #[derive(Debug, Clone)]
-pub(super) struct Collection {
+pub(crate) struct Collection {
     /// Path of the collection over all namespaces.
-    pub(super) path: &'static str,
+    pub(crate) path: &'static str,
     /// Last part of it.
-    pub(super) resource: &'static str,
+    pub(crate) resource: &'static str,
     /// Field selector.
-    pub(super) fields: Option<String>,
+    pub(crate) fields: Option<String>,
     /// Too large for one answer: listed in pages, and not from the cache, which
     /// does not know pages.
-    pub(super) large: bool,
+    pub(crate) large: bool,
+    /// Of each object its metadata will do.
+    pub(crate) metadata_only: bool,
+    /// Longest pause between tries while the server is away, before jitter.
+    pub(crate) longest: Duration,
 }
 
 /// What was heard of a collection.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Heard<T> {
+pub(crate) enum Heard<T> {
     /// A list begins: what it will not name is gone.
     Begin,
     /// Part of the list.
@@ -62,13 +71,13 @@ pub(super) enum Heard<T> {
 }
 
 /// Objects tell the version up to which a watch has come.
-pub(super) trait Versioned {
+pub(crate) trait Versioned {
     /// `metadata.resourceVersion`.
     fn version(&self) -> &str;
 }
 
 /// Follows `collection` until nobody listens any more.
-pub(super) async fn follow<T, M>(
+pub(crate) async fn follow<T, M>(
     api: Asked,
     collection: Collection,
     tell: mpsc::Sender<M>,
@@ -77,7 +86,7 @@ pub(super) async fn follow<T, M>(
     T: DeserializeOwned + Clone + Versioned + Send + 'static,
     M: Send,
 {
-    let mut cursor = Cursor::default();
+    let mut cursor = Cursor::new(collection.longest);
     loop {
         let result = match cursor.ask() {
             Ask::List { page, any } => {
@@ -137,7 +146,12 @@ where
     } else if any {
         params = params.match_any();
     }
-    let request = Request::new(collection.path).list(&params).map_err(|e| build(&e))?;
+    let request = Request::new(collection.path);
+    let request = match collection.metadata_only {
+        true => request.list_metadata(&params),
+        false => request.list(&params),
+    };
+    let request = request.map_err(|e| build(&e))?;
     let answer = timeout(ANSWER, api.client.request::<ObjectList<T>>(request)).await;
     api.note("list", collection.resource, answer.as_ref().ok());
     let list = answer.map_err(|_| silent("a list"))?.map_err(|e| failure(&e))?;
@@ -166,7 +180,12 @@ where
     let seconds = WATCH_S / 2 + rand::random_range(0..WATCH_S / 2);
     let mut params = WatchParams::default().timeout(seconds);
     params.field_selector.clone_from(&collection.fields);
-    let request = Request::new(collection.path).watch(&params, from).map_err(|e| build(&e))?;
+    let request = Request::new(collection.path);
+    let request = match collection.metadata_only {
+        true => request.watch_metadata(&params, from),
+        false => request.watch(&params, from),
+    };
+    let request = request.map_err(|e| build(&e))?;
     let (start, mut spoke, mut bookmarks) = (Instant::now(), false, false);
     let answer = timeout(ANSWER, api.client.request_events::<T>(request)).await;
     api.note("watch", collection.resource, answer.as_ref().ok());
@@ -214,7 +233,7 @@ fn silent(what: &str) -> Failure {
 }
 
 /// What an error of the client means for the position.
-pub(super) fn failure(error: &kube::Error) -> Failure {
+pub(crate) fn failure(error: &kube::Error) -> Failure {
     let kube::Error::Api(status) = error else {
         return Failure::Away(chain(error));
     };

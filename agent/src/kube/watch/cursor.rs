@@ -4,8 +4,6 @@ use std::time::Duration;
 
 /// First pause after a failure.
 const START: Duration = Duration::from_millis(250);
-/// Longest pause before jitter.
-const CAP: Duration = Duration::from_secs(15);
 /// Between denials at first: a server that has just started denies everything
 /// until it has read its roles, and then nothing.
 const QUICK: Duration = Duration::from_millis(1300);
@@ -26,7 +24,7 @@ pub(super) enum Ask {
 
 /// Why a request was not answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Failure {
+pub(crate) enum Failure {
     /// The version or token is not kept any more (410), or not yet known.
     Expired(String),
     /// 403: a rule is missing.
@@ -40,8 +38,10 @@ pub(super) enum Failure {
 }
 
 /// State of one list-and-watch.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub(super) struct Cursor {
+    /// Longest pause before jitter.
+    longest: Duration,
     /// Resource version up to which everything is known.
     at: Option<String>,
     /// Token of the next page of a list under way.
@@ -56,6 +56,19 @@ pub(super) struct Cursor {
 }
 
 impl Cursor {
+    /// Nothing is known; while the server is away, the pauses grow to `longest`.
+    pub(super) fn new(longest: Duration) -> Self {
+        Self {
+            longest,
+            at: None,
+            page: None,
+            complete: false,
+            failures: 0,
+            denials: 0,
+            denied_for: Duration::ZERO,
+        }
+    }
+
     /// The next request.
     pub(super) fn ask(&self) -> Ask {
         match (&self.at, &self.page) {
@@ -115,7 +128,7 @@ impl Cursor {
     }
 
     fn pause(&self) -> Duration {
-        doubled(self.failures).min(CAP)
+        doubled(self.failures).min(self.longest)
     }
 }
 
@@ -128,6 +141,8 @@ fn doubled(times: u32) -> Duration {
 mod tests {
     use super::*;
 
+    const CAP: Duration = Duration::from_secs(15);
+
     fn list(page: Option<&str>, any: bool) -> Ask {
         Ask::List { page: page.map(str::to_owned), any }
     }
@@ -138,7 +153,7 @@ mod tests {
 
     #[test]
     fn pages_then_watch() {
-        let mut cursor = Cursor::default();
+        let mut cursor = Cursor::new(CAP);
         assert_eq!(cursor.ask(), list(None, true));
         assert!(!cursor.page("7", Some("t")));
         assert_eq!(cursor.ask(), list(Some("t"), true));
@@ -151,7 +166,7 @@ mod tests {
 
     #[test]
     fn an_outage_is_resumed_and_only_expiry_lists_again() {
-        let mut cursor = Cursor::default();
+        let mut cursor = Cursor::new(CAP);
         cursor.page("7", None);
         for failure in [
             Failure::Away("connection refused".into()),
@@ -173,7 +188,7 @@ mod tests {
 
     #[test]
     fn pauses_grow_and_are_bounded() {
-        let mut cursor = Cursor::default();
+        let mut cursor = Cursor::new(CAP);
         let away = Failure::Away("x".into());
         let mut last = Duration::ZERO;
         for _ in 0..40 {
@@ -190,7 +205,7 @@ mod tests {
     #[test]
     fn denials_are_asked_about_often_at_first() {
         let denied = Failure::Denied("no".into());
-        let mut cursor = Cursor::default();
+        let mut cursor = Cursor::new(CAP);
         // However long it was away: its first denial may be over in a moment.
         for _ in 0..20 {
             cursor.failed(&Failure::Away("x".into()), 0.5);
