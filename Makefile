@@ -28,7 +28,7 @@ SUDO := sudo -E
 export CARGO_TARGET_$(shell echo $(TRIPLE) | tr a-z- A-Z_)_RUNNER := sudo -E
 endif
 
-.PHONY: build lab test sim sim-mutants e2e bench bench-policy bench-datapath fuzz image fmt lint deny verify clean-lab bench-scale bench-check test-upgrade upgrade-fixture
+.PHONY: build lab test sim sim-mutants e2e bench fuzz image fmt lint deny verify clean-lab test-upgrade upgrade-fixture
 
 build:
 	@bash tests/setup.sh build
@@ -53,16 +53,16 @@ test-upgrade:
 	@bash tests/setup.sh test
 	@$(MAKE) --no-print-directory build
 	@previous=$$(bash tests/upgrade/previous $(FROM)) && set -x && WEFT_PREVIOUS_BIN_DIR=$$previous \
-	    cargo test --release --locked --workspace --test upgrade -- \
-	    --include-ignored --nocapture --test-threads 1 $(ARGS)
+	    cargo test --release --locked --workspace --test system -- \
+	    upgrade:: --include-ignored --nocapture --test-threads 1 $(ARGS)
 
-# Keeps files as a version writes them, for tests/tests/upgrade_state.rs: at every release.
+# Keeps files as a version writes them, for tests/tests/system/upgrade_state.rs: at every release.
 upgrade-fixture:
 	@bash tests/setup.sh test
 	@$(MAKE) --no-print-directory build
 	@previous=$$(bash tests/upgrade/previous $(FROM)) && set -x && WEFT_PREVIOUS_BIN_DIR=$$previous \
 	    WEFT_FIXTURE=$(or $(NAME),$(FROM),baseline) cargo test --release --locked --workspace \
-	    --test upgrade_state -- --ignored --exact --nocapture record
+	    --test system -- --ignored --exact --nocapture upgrade_state::record
 
 # Without SEEDS, as many as SECONDS allow. A failure prints how to replay it.
 sim:
@@ -83,35 +83,17 @@ e2e:
 	@$(MAKE) --no-print-directory build
 	$(BIN)/weft-image --bin-dir $(BIN) --out-dir target/image-e2e
 	WEFT_IMAGE=$(CURDIR)/target/image-e2e/weft-docker.tar \
-	    cargo test --release --locked --workspace --test e2e_harness --test e2e -- \
-	    --ignored --nocapture --test-threads 1 $(ARGS)
+	    cargo test --release --locked --workspace --test system -- \
+	    e2e --ignored --nocapture --test-threads 1 $(ARGS)
 
-bench:
-	@bash tests/setup.sh test
-	@$(MAKE) --no-print-directory build
-	$(SUDO) $(BIN)/bench_attach
+bench: bench-attach
 
-bench-check:
-	@bash tests/setup.sh bench
+bench-%:
+	@bash tests/setup.sh $(if $(filter check,$*),bench,test)
 	@$(MAKE) --no-print-directory build
-	$(SUDO) $(BIN)/bench_attach
-	$(SUDO) env RENEW="$(RENEW)" $(BIN)/bench_check
-
-bench-policy:
-	@bash tests/setup.sh test
-	@$(MAKE) --no-print-directory build
-	$(BIN)/bench_policy
-	$(SUDO) $(BIN)/bench_policy_packets
-
-bench-datapath:
-	@bash tests/setup.sh test
-	@$(MAKE) --no-print-directory build
-	$(SUDO) $(BIN)/bench_datapath
-
-bench-scale:
-	@bash tests/setup.sh test
-	@$(MAKE) --no-print-directory build
-	$(SUDO) $(BIN)/bench_scale $(ARGS)
+	$(if $(filter check,$*),$(SUDO) $(BIN)/bench attach)
+	$(if $(filter policy,$*),$(BIN)/bench compile)
+	$(SUDO) env RENEW="$(RENEW)" $(BIN)/bench $(patsubst policy,packets,$*) $(ARGS)
 
 # Bash counts in SECONDS, so make's own name for it stays out of the environment.
 fuzz: TARGET ?= all

@@ -1,6 +1,6 @@
 //! Ratios measured side by side, several times, and what is wanted of them.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
@@ -44,6 +44,16 @@ pub struct Ratio {
     pub rounds: Vec<f64>,
     /// What it shall be.
     pub wanted: Wanted,
+}
+
+/// The figures below which such shares of all lie (nearest); not a number of none.
+pub fn quantiles<const N: usize>(figures: impl Iterator<Item = f64>, shares: [f64; N]) -> [f64; N] {
+    let mut sorted: Vec<f64> = figures.collect();
+    sorted.sort_by(f64::total_cmp);
+    let last = sorted.len().saturating_sub(1);
+    shares.map(|share| {
+        sorted.get((last as f64 * share).round() as usize).copied().unwrap_or(f64::NAN)
+    })
 }
 
 /// The median of some figures; not a number of none.
@@ -105,14 +115,29 @@ pub fn print(ratios: &[Ratio]) {
     }
 }
 
+/// Where the figures of a benchmark are kept: `bench/NAME.json` in the target directory.
+pub fn path(name: &str) -> PathBuf {
+    let own = std::env::current_exe().unwrap_or_default();
+    let target = own.ancestors().find(|path| path.ends_with("target"));
+    target.unwrap_or(Path::new("target")).join("bench").join(name).with_extension("json")
+}
+
+/// Writes figures, and says where.
+pub fn save(path: &Path, figures: &Value) -> Result<()> {
+    let failed = || format!("cannot write {}", path.display());
+    if let Some(directory) = path.parent() {
+        std::fs::create_dir_all(directory).with_context(failed)?;
+    }
+    let text = serde_json::to_string_pretty(figures)? + "\n";
+    std::fs::write(path, text).with_context(failed)?;
+    println!("written to {}", path.display());
+    Ok(())
+}
+
 /// Writes ratios, and absolute figures beside them that are only shown.
 pub fn write(path: &Path, ratios: &[Ratio], figures: &Value) -> Result<()> {
-    if let Some(directory) = path.parent() {
-        std::fs::create_dir_all(directory)?;
-    }
     let ratios: Vec<Value> = ratios.iter().map(Ratio::to_json).collect();
-    let text = serde_json::to_string_pretty(&json!({ "ratios": ratios, "figures": figures }))?;
-    std::fs::write(path, text + "\n").with_context(|| format!("cannot write {}", path.display()))
+    save(path, &json!({ "ratios": ratios, "figures": figures }))
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Thousands of nodes in one thread: the real state machines of membership, records and
 //! density, driven by a queue of events. Time is virtual; the network is modelled as in
-//! [`wire`]. For `bench_scale` and the tests.
+//! [`wire`]. For `bench scale` and the tests.
 
 mod host;
 mod scenes;

@@ -1,0 +1,39 @@
+//! Whole agents, mostly in network namespaces of their own, and what no unit test sees. One
+//! program for all of them: linking the daemon thirty times took longer than running them.
+
+mod apiserver;
+mod chaos;
+mod churn;
+mod cni;
+mod container;
+mod datapath;
+mod disks;
+mod dual_stack;
+mod e2e;
+mod e2e_harness;
+mod exhaustion;
+mod faults;
+mod files;
+mod footprint;
+mod grow;
+mod harness;
+mod intruders;
+mod kubernetes;
+mod kubernetes_reach;
+mod lab;
+mod manifest;
+mod mutants;
+mod podman;
+mod policy;
+mod policy_compile;
+mod quorum;
+mod reachability;
+mod recover;
+mod refusals;
+mod repair;
+mod restart;
+mod rights;
+mod services;
+mod trust;
+mod upgrade;
+mod upgrade_state;
