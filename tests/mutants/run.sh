@@ -35,6 +35,14 @@ simulate() {
         "$1" --ignored --exact --nocapture sim::tests::sim >"$2" 2>&1
 }
 
+control=$(build) && [ -n "$control" ] || { cat "$logs/build.log"; exit 1; }
+# Nothing may be noticed where nothing is broken.
+simulate "$control" "$logs/control.log" || {
+    grep -m1 -A1 '^FAILED' "$logs/control.log"
+    echo "something is wrong without any mutant"
+    exit 1
+}
+
 names=("$@")
 [ ${#names[@]} -gt 0 ] || names=($(cd "$here" && ls ./*.patch | sed 's|^\./||; s|\.patch$||'))
 missed=()

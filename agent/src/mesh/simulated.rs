@@ -237,9 +237,12 @@ impl SimMesh {
         let liveness = lock(&self.liveness);
         let pool = lock(&self.pool);
         let of = |node: NodeId| {
-            let known = liveness.get(&node).copied();
-            let connected = node == self.me || pool.contains_key(&node);
-            known.unwrap_or(if connected { Liveness::Alive } else { Liveness::Dead })
+            if node == self.me {
+                // Membership may remember a former life of it.
+                return Liveness::Alive;
+            }
+            let unheard = if pool.contains_key(&node) { Liveness::Alive } else { Liveness::Dead };
+            liveness.get(&node).copied().unwrap_or(unheard)
         };
         let members = lock(&self.records)
             .iter()
