@@ -6,12 +6,12 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use weft_proto::frame::Frame;
-use weft_proto::id::{FoundingId, NodeId};
+use weft_proto::id::NodeId;
 use weft_proto::ledger::{Op, Outcome};
-use weft_proto::wire::v1::{Failure, FoundingAsk, FoundingState, LedgerHead};
+use weft_proto::wire::v1::{FoundingAsk, FoundingState, LedgerHead};
 
 use super::core::{Core, Running};
-use super::error::{ConsensusError, failure};
+use super::error::ConsensusError;
 use super::founding::{Answer, SETTLE, Step, decide, receive};
 use super::store::Seated;
 use crate::host;
@@ -169,31 +169,28 @@ impl Core {
         answers
     }
 
-    /// What this node says of the founding to `from`, which asks about `founding`.
-    pub(crate) fn founding_state(
-        &self,
-        from: NodeId,
-        founding: FoundingId,
-    ) -> Result<FoundingState, Failure> {
+    /// What this node says of the founding to `from`. Who must not sit down because of
+    /// this node is not told its seat: without it, it never hears all of them.
+    pub(crate) fn founding_state(&self, from: NodeId) -> FoundingState {
         let running = self.running();
         let cluster = self.replica.head().cluster;
         let initialised = running.is_some() && !self.seats.knows(from);
-        let mine = running.map(|r| r.seated.raft_id).or(self.plan.mine);
-        if let Some(mine) =
-            mine.filter(|_| initialised && cluster.is_none() && founding == self.plan.id)
-        {
+        let mut raft_id = running.map(|r| r.seated.raft_id).or(self.plan.mine);
+        if let Some(mine) = raft_id.filter(|_| initialised && cluster.is_none()) {
             let view = self.net.view();
             let claims = view.members.get(&from).and_then(|m| m.record.raft_id);
-            receive(mine, claims, |seat| self.seats.get(seat))
-                .map_err(|why| failure(Failure::CLUSTER, why))?;
+            if let Err(why) = receive(mine, claims, |seat| self.seats.get(seat)) {
+                tracing::debug!(node = %view.name_of(from), "left out of the founding: {why}");
+                raft_id = None;
+            }
         }
-        Ok(FoundingState {
+        FoundingState {
             cluster,
             initialised,
             founding: self.plan.id,
             members: self.plan.members.clone(),
-            raft_id: mine,
-        })
+            raft_id,
+        }
     }
 }
 

@@ -18,7 +18,7 @@
 //! was left out may sit down all the same once *every* founding seat has
 //! answered. Whatever an earlier holder of its seat has voted for or stored,
 //! another seat has counted, and has bound the seat to it on disk: that one does
-//! not answer a later holder ([`receive`]).
+//! not tell a later holder its own seat ([`receive`]).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -149,8 +149,8 @@ pub(crate) struct Answer {
     pub state: FoundingState,
 }
 
-/// Whether a node that sits in `mine`, and has not heard `claims` before, may answer it
-/// that it has begun. `holder` says who was first heard in a seat. The error is for people.
+/// Whether a node that sits in `mine` may tell so to one it has not counted, which claims
+/// the seat `claims`. `holder` says who was first heard in a seat. The error is for people.
 pub(crate) fn receive(
     mine: RaftId,
     claims: Option<RaftId>,
@@ -355,21 +355,24 @@ mod tests {
         }
 
         /// As `Core::founding_state` has it, without a cluster.
-        fn ask(&self, from: usize, to: usize) -> Option<Answer> {
+        fn ask(&self, from: usize, to: usize) -> Answer {
             let mut answer = answer(&self.plans[to], to as u8 + 1);
             let (bound, asks) = (self.bound[to].as_ref(), Self::node(from));
             if let Some(bound) = bound.filter(|bound| !bound.values().any(|node| *node == asks)) {
                 let holder = |seat| bound.get(&seat).copied();
-                receive(self.plans[to].mine?, self.plans[from].mine, holder).ok()?;
+                let seat = answer.state.raft_id.unwrap();
+                if receive(seat, self.plans[from].mine, holder).is_err() {
+                    answer.state.raft_id = None;
+                }
                 answer.state.initialised = true;
             }
-            Some(answer)
+            answer
         }
 
         /// One round of questions, of which only some are answered.
         fn round(&mut self, at: usize, hears: impl Fn(usize) -> bool) -> Step {
             let others = (0..self.plans.len()).filter(|to| *to != at && hears(*to));
-            let answers: Vec<_> = others.filter_map(|to| self.ask(at, to)).collect();
+            let answers: Vec<_> = others.map(|to| self.ask(at, to)).collect();
             let step = decide(&self.plans[at], Self::node(at), &answers, true);
             if let Step::Initialise { bind } = &step {
                 self.bound[at].get_or_insert_with(|| bind.iter().copied().collect());
@@ -416,6 +419,11 @@ mod tests {
             assert!(!table.bound[at].as_ref().unwrap().contains_key(&seat));
         }
         assert!(matches!(table.round(2, |to| to != 0), Step::Wait(_)));
+        // Not even with a majority that knows of nothing.
+        let mut table = Table::new(&["a", "b", "c", "d", "e"]);
+        table.round(0, |to| [2, 4].contains(&to));
+        table.bound[0].as_mut().unwrap().insert(seat, NodeId([77; 16]));
+        assert!(matches!(table.round(2, |_| true), Step::Wait(_)));
         assert!(receive(seat, Some(seat), |_| None).is_err());
         assert!(receive(seat, None, |_| None).is_err());
     }

@@ -47,8 +47,8 @@ impl Service for ConsensusService {
                     reply(&core.on_raft(from, &message).await?)
                 }
                 FoundingAsk::KIND => {
-                    let ask: FoundingAsk = frame.decode().map_err(|e| bad(&e))?;
-                    reply(&core.founding_state(from, ask.founding)?)
+                    let _ask: FoundingAsk = frame.decode().map_err(|e| bad(&e))?;
+                    reply(&core.founding_state(from))
                 }
                 Propose::KIND => {
                     let message = frame.decode().map_err(|e| bad(&e))?;

@@ -342,7 +342,8 @@ pub struct FoundingState {
     pub founding: FoundingId,
     /// The members it derives it from.
     pub members: Vec<String>,
-    /// Its seat, if it has one.
+    /// Its seat, if it has one. An initialised node keeps it from whom it knows no reason to
+    /// let in: who does not hear all seats does not sit down.
     pub raft_id: Option<RaftId>,
 }
 
