@@ -131,59 +131,11 @@ async fn store(app: &App, book: &PeerBook) -> bool {
     stored.is_ok()
 }
 
-/// Pause between two tellings of what changes with every pod: every change is a rumor to
-/// the whole cluster, and all members together may start fifty of them a second.
-fn telling(members: usize) -> Duration {
-    let all = u32::try_from(members).unwrap_or(u32::MAX);
-    Duration::from_millis(20).saturating_mul(all).max(Duration::from_secs(2))
-}
-
-/// Tells the others what they may want to know of this node: at once what they need to
-/// reach it or to ask it for addresses, the rest when it is its turn.
+/// See [`super::telling`].
 pub(super) async fn tell(app: Arc<App>) {
-    let mut leases = app.ipam.watch();
-    let mut ledgers = app.consensus.subscribe();
-    let mut told = None;
-    let mut told_at = Instant::now();
-    loop {
-        leases.borrow_and_update();
-        ledgers.borrow_and_update();
-        let stand = app.ipam.stand();
-        let small = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
-        let now = (
-            small(stand.free4),
-            small(stand.free6),
-            small(stand.leases as u64),
-            app.own_addresses(),
-            app.dataplane.mtu(),
-        );
-        let urgent = told.as_ref().is_none_or(|told: &(u32, u32, u32, _, _)| {
-            let empty = |stand: &(u32, u32, u32, _, _)| (stand.0 == 0, stand.1 == 0);
-            (&told.3, told.4) != (&now.3, now.4) || empty(told) != empty(&now)
-        });
-        let turn = told_at.elapsed() >= telling(app.mesh.view().members.len());
-        if urgent || (turn && told.as_ref() != Some(&now)) {
-            told_at = Instant::now();
-            let (free4, free6, leases, overlay, mtu) = now.clone();
-            let ledger_index = app.consensus.ledger().head().index;
-            app.mesh.update_record(Box::new(move |record| {
-                record.free4 = free4;
-                record.free6 = free6;
-                record.leases = leases;
-                record.overlay = overlay;
-                record.mtu = mtu;
-                record.ledger_index = ledger_index;
-            }));
-            told = Some(now);
-        }
-        tokio::time::sleep(Duration::from_secs(2)).await;
-        tokio::select! {
-            changed = leases.changed() => if changed.is_err() { return },
-            changed = ledgers.changed() => if changed.is_err() { return },
-            // Nobody tells of a new MTU, or that it is its turn.
-            () = tokio::time::sleep(Duration::from_secs(5)) => {}
-        }
-    }
+    let net: Arc<dyn PeerNet> = Arc::new(app.mesh.clone());
+    let mtu = || app.dataplane.mtu();
+    super::telling::tell(Arc::clone(&app.ipam), app.consensus.clone(), net, mtu).await;
 }
 
 /// Plugin at once, configuration once ADD can be served.

@@ -24,6 +24,7 @@ pub(crate) mod session;
 mod start;
 mod status;
 pub(crate) mod sweep;
+pub(crate) mod telling;
 mod underlay;
 
 use std::collections::BTreeMap;

@@ -12,7 +12,7 @@ use weft_proto::wire::v1::{FoundingAsk, FoundingState, LedgerHead};
 
 use super::core::{Core, Running};
 use super::error::ConsensusError;
-use super::founding::{Answer, SETTLE, Step, decide};
+use super::founding::{Answer, SETTLE, Step, decide, receive};
 use super::store::Seated;
 use crate::host;
 
@@ -169,15 +169,27 @@ impl Core {
         answers
     }
 
-    /// What this node says of the founding to `from`.
+    /// What this node says of the founding to `from`. Who must not sit down because of
+    /// this node is not told its seat: without it, it never hears all of them.
     pub(crate) fn founding_state(&self, from: NodeId) -> FoundingState {
         let running = self.running();
+        let cluster = self.replica.head().cluster;
+        let initialised = running.is_some() && !self.seats.knows(from);
+        let mut raft_id = running.map(|r| r.seated.raft_id).or(self.plan.mine);
+        if let Some(mine) = raft_id.filter(|_| initialised && cluster.is_none()) {
+            let view = self.net.view();
+            let claims = view.members.get(&from).and_then(|m| m.record.raft_id);
+            if let Err(why) = receive(mine, claims, |seat| self.seats.get(seat)) {
+                tracing::debug!(node = %view.name_of(from), "left out of the founding: {why}");
+                raft_id = None;
+            }
+        }
         FoundingState {
-            cluster: self.replica.head().cluster,
-            initialised: running.is_some() && !self.seats.knows(from),
+            cluster,
+            initialised,
             founding: self.plan.id,
             members: self.plan.members.clone(),
-            raft_id: running.map(|r| r.seated.raft_id).or(self.plan.mine),
+            raft_id,
         }
     }
 }

@@ -12,6 +12,13 @@
 //! were not initialised, so that they complete it; to anybody else it says so.
 //! Node ids live and die with the disk: who was not counted may have sat in
 //! that seat before under another id, and must not sit in it again.
+//!
+//! Two nodes may begin at once, each counting others than the other does: then
+//! everybody is left out by one of the two, and no majority comes together. Who
+//! was left out may sit down all the same once *every* founding seat has
+//! answered. Whatever an earlier holder of its seat has voted for or stored,
+//! another seat has counted, and has bound the seat to it on disk: that one does
+//! not tell a later holder its own seat ([`receive`]).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -142,6 +149,29 @@ pub(crate) struct Answer {
     pub state: FoundingState,
 }
 
+/// Whether a node that sits in `mine` may tell so to one it has not counted, which claims
+/// the seat `claims`. `holder` says who was first heard in a seat. The error is for people.
+pub(crate) fn receive(
+    mine: RaftId,
+    claims: Option<RaftId>,
+    holder: impl Fn(RaftId) -> Option<NodeId>,
+) -> Result<(), String> {
+    let Some(seat) = claims else {
+        return Err("it is not known yet which founding seat you claim".to_owned());
+    };
+    if seat == mine {
+        return Err(format!("founding seat {} is this node's own", seat.short()));
+    }
+    match holder(seat) {
+        None => Ok(()),
+        Some(holder) => Err(format!(
+            "founding seat {} belongs to node {}: who lost its disk joins once the cluster is founded",
+            seat.short(),
+            holder.short()
+        )),
+    }
+}
+
 /// What a founding node does next.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Step {
@@ -182,12 +212,6 @@ pub(crate) fn decide(plan: &Plan, me: NodeId, answers: &[Answer], settled: bool)
             other.state.members.join(", ")
         ));
     }
-    if let Some(busy) = answers.iter().find(|a| a.state.initialised) {
-        return Step::Wait(format!(
-            "{} has begun a founding without this node: waiting for it to complete, this node then joins",
-            busy.name
-        ));
-    }
     let mut heard = BTreeMap::from([(mine, me)]);
     for answer in answers {
         let Some(seat) = answer.state.raft_id.filter(|seat| plan.seats.contains_key(seat)) else {
@@ -201,10 +225,24 @@ pub(crate) fn decide(plan: &Plan, me: NodeId, answers: &[Answer], settled: bool)
             ));
         }
     }
+    let (reached, missing): (Vec<_>, Vec<_>) =
+        plan.seats.iter().partition(|(seat, _)| heard.contains_key(*seat));
+    if let Some(busy) = answers.iter().find(|a| a.state.initialised) {
+        if !missing.is_empty() || !settled {
+            return Step::Wait(format!(
+                "{} has begun a founding without this node: waiting for it to complete, this node then joins; if it cannot, all founding members have to answer (missing {})",
+                busy.name,
+                labels(missing.into_iter().map(|(_, s)| s)),
+            ));
+        }
+        // Who else was left out is asked to find that out by itself.
+        let begun: BTreeSet<NodeId> =
+            answers.iter().filter(|a| a.state.initialised).map(|a| a.node).collect();
+        heard.retain(|_, node| *node == me || begun.contains(node));
+        return Step::Initialise { bind: heard.into_iter().collect() };
+    }
     let need = plan.seats.len() / 2 + 1;
     if heard.len() < need {
-        let (reached, missing): (Vec<_>, Vec<_>) =
-            plan.seats.iter().partition(|(seat, _)| heard.contains_key(*seat));
         return Step::Wait(format!(
             "waiting for a majority of the founding members ({} of {need} reached: {}; missing {})",
             heard.len(),
@@ -300,9 +338,121 @@ mod tests {
         assert!(why.contains("[a, b, c]") && why.contains("[b, c, d]"), "{why}");
     }
 
+    /// A founding: who has begun, and whom each has bound.
+    struct Table {
+        plans: Vec<Plan>,
+        bound: Vec<Option<BTreeMap<RaftId, NodeId>>>,
+    }
+
+    impl Table {
+        fn new(members: &[&str]) -> Self {
+            let plans: Vec<_> = members.iter().map(|mine| plan(members, mine)).collect();
+            Self { bound: vec![None; plans.len()], plans }
+        }
+
+        fn node(at: usize) -> NodeId {
+            NodeId([at as u8 + 1; 16])
+        }
+
+        /// As `Core::founding_state` has it, without a cluster.
+        fn ask(&self, from: usize, to: usize) -> Answer {
+            let mut answer = answer(&self.plans[to], to as u8 + 1);
+            let (bound, asks) = (self.bound[to].as_ref(), Self::node(from));
+            if let Some(bound) = bound.filter(|bound| !bound.values().any(|node| *node == asks)) {
+                let holder = |seat| bound.get(&seat).copied();
+                let seat = answer.state.raft_id.unwrap();
+                if receive(seat, self.plans[from].mine, holder).is_err() {
+                    answer.state.raft_id = None;
+                }
+                answer.state.initialised = true;
+            }
+            answer
+        }
+
+        /// One round of questions, of which only some are answered.
+        fn round(&mut self, at: usize, hears: impl Fn(usize) -> bool) -> Step {
+            let others = (0..self.plans.len()).filter(|to| *to != at && hears(*to));
+            let answers: Vec<_> = others.map(|to| self.ask(at, to)).collect();
+            let step = decide(&self.plans[at], Self::node(at), &answers, true);
+            if let Step::Initialise { bind } = &step {
+                self.bound[at].get_or_insert_with(|| bind.iter().copied().collect());
+            }
+            step
+        }
+
+        fn begun(&self) -> usize {
+            self.bound.iter().flatten().count()
+        }
+    }
+
+    #[test]
+    fn two_that_begin_at_once_leave_nobody_out_for_ever() {
+        let mut table = Table::new(&["a", "b", "c", "d", "e"]);
+        // a hears e, which does not hear a.
+        assert!(matches!(table.round(0, |to| [2, 4].contains(&to)), Step::Initialise { .. }));
+        assert!(matches!(table.round(4, |to| [1, 3].contains(&to)), Step::Initialise { .. }));
+        // While a member is missing, nobody knows what it has seen.
+        for at in 1..4 {
+            let Step::Wait(why) = table.round(at, |to| to != at % 3 + 1) else { panic!() };
+            assert!(why.contains("has begun a founding without this node"), "{why}");
+            let missing = ["b", "c", "d"][at % 3];
+            assert!(why.ends_with(&format!("(missing {missing})")), "{why}");
+        }
+        for at in 1..4 {
+            assert!(matches!(table.round(at, |_| true), Step::Initialise { .. }));
+        }
+        assert_eq!(table.begun(), 5);
+    }
+
+    #[test]
+    fn a_seat_that_was_counted_is_not_given_to_a_later_holder() {
+        let mut table = Table::new(&["a", "b", "c", "d", "e"]);
+        table.round(0, |to| [2, 4].contains(&to));
+        table.round(4, |to| [1, 3].contains(&to));
+        // The node a has counted in seat c has lost its disk.
+        let seat = table.plans[2].mine.unwrap();
+        table.bound[0].as_mut().unwrap().insert(seat, NodeId([77; 16]));
+        assert!(matches!(table.round(2, |_| true), Step::Wait(_)));
+        // The others found without it, and do not take it for whom a has counted.
+        for at in [1, 3] {
+            assert!(matches!(table.round(at, |_| true), Step::Initialise { .. }));
+            assert!(!table.bound[at].as_ref().unwrap().contains_key(&seat));
+        }
+        assert!(matches!(table.round(2, |to| to != 0), Step::Wait(_)));
+        // Not even with a majority that knows of nothing.
+        let mut table = Table::new(&["a", "b", "c", "d", "e"]);
+        table.round(0, |to| [2, 4].contains(&to));
+        table.bound[0].as_mut().unwrap().insert(seat, NodeId([77; 16]));
+        assert!(matches!(table.round(2, |_| true), Step::Wait(_)));
+        assert!(receive(seat, Some(seat), |_| None).is_err());
+        assert!(receive(seat, None, |_| None).is_err());
+    }
+
     proptest! {
-        /// Never founds where anybody knows a cluster or is already initialised,
-        /// and never without a majority.
+        /// Whatever rounds came before, of which whoever heard whom: once all hear all,
+        /// a majority of the seats begins.
+        #[test]
+        fn a_founding_always_completes(
+            count in 1usize..8,
+            rounds in prop::collection::vec((0usize..7, any::<u8>()), 0..12),
+        ) {
+            let members = &["a", "b", "c", "d", "e", "f", "g"][..count];
+            let mut table = Table::new(members);
+            for (at, mask) in rounds {
+                if at < count && table.bound[at].is_none() {
+                    table.round(at, |to| mask & (1 << to) != 0);
+                }
+            }
+            for at in 0..count {
+                if table.bound[at].is_none() {
+                    table.round(at, |_| true);
+                }
+            }
+            prop_assert!(table.begun() * 2 > seats_for(count));
+        }
+
+        /// Never founds where anybody knows a cluster, never without a majority, and
+        /// where anybody has begun without it, never without all.
         #[test]
         fn founding_is_cautious(
             states in prop::collection::vec((any::<bool>(), any::<bool>(), 0usize..5), 0..6),
@@ -316,8 +466,11 @@ mod tests {
                 a
             }).collect();
             if let Step::Initialise { bind } = decide(&me, NodeId([200; 16]), &answers, true) {
-                prop_assert!(states.iter().all(|(cluster, init, _)| !cluster && !init));
-                prop_assert!(bind.len() >= 3);
+                prop_assert!(states.iter().all(|(cluster, ..)| !cluster));
+                let seats: BTreeSet<_> = states.iter().map(|(_, _, at)| *at).chain([0]).collect();
+                let begun = states.iter().any(|(_, init, _)| *init);
+                let enough = if begun { seats.len() == 5 } else { bind.len() >= 3 };
+                prop_assert!(enough);
             }
         }
     }

@@ -50,7 +50,8 @@ impl Seats {
         self.bound.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
-    fn get(&self, seat: RaftId) -> Option<NodeId> {
+    /// Who was first heard in a seat.
+    pub(crate) fn get(&self, seat: RaftId) -> Option<NodeId> {
         self.bound.lock().unwrap_or_else(PoisonError::into_inner).get(&seat).copied()
     }
 

@@ -19,20 +19,9 @@ const SESSION: u64 = 1_700_000_000_000;
 
 fn own() -> NodeRecord {
     NodeRecord {
-        node: ME,
-        name: "n1".to_owned(),
-        incarnation: SESSION,
-        version: 1,
         underlay: vec![[192, 0, 2, 1].into()],
-        mesh_port: 6783,
-        overlay: Vec::new(),
-        raft_id: None,
-        ledger_index: 0,
-        free4: 0,
-        free6: 0,
-        leases: 0,
         software: "0".to_owned(),
-        mtu: 1450,
+        ..NodeRecord::new(ME, "n1", SESSION)
     }
 }
 

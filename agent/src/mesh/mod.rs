@@ -18,6 +18,7 @@ mod conn;
 mod density;
 mod dialer;
 mod digest;
+mod due;
 mod endpoint;
 #[doc(hidden)]
 pub mod fuzzing;
@@ -129,20 +130,11 @@ impl Mesh {
         }
         underlay.truncate(8);
         let own = NodeRecord {
-            node: me,
-            name: config.name.clone(),
-            incarnation: config.session,
-            version: 1,
             underlay: underlay.clone(),
             mesh_port: local.port(),
-            overlay: Vec::new(),
-            raft_id: None,
-            ledger_index: 0,
-            free4: 0,
-            free6: 0,
-            leases: 0,
             software: config.software.chars().filter(|c| !c.is_control()).take(32).collect(),
             mtu: config.mtu,
+            ..NodeRecord::new(me, &config.name, config.session)
         };
         let software = own.software.clone();
         let keys = auth::ClusterKeys::new(&config.keys);

@@ -119,20 +119,8 @@ mod tests {
 
     fn record(node: u8, incarnation: u64, version: u64) -> NodeRecord {
         NodeRecord {
-            node: NodeId([node; 16]),
-            name: format!("n{node}"),
-            incarnation,
             version,
-            underlay: vec![],
-            mesh_port: 6783,
-            overlay: vec![],
-            raft_id: None,
-            ledger_index: 0,
-            free4: 0,
-            free6: 0,
-            leases: 0,
-            software: String::new(),
-            mtu: 1450,
+            ..NodeRecord::new(NodeId([node; 16]), format!("n{node}"), incarnation)
         }
     }
 

@@ -1,9 +1,10 @@
 //! The mesh over a simulated underlay (tests only): the real state machines of
 //! membership, records and admission; connections are entries in a table.
 
+mod sync;
 mod tasks;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
@@ -11,13 +12,13 @@ use std::time::Duration;
 use ipnet::IpNet;
 use rand::Rng;
 use rand::seq::{IndexedRandom, IteratorRandom};
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::time::{Instant, timeout};
 use weft_proto::frame::Frame;
 use weft_proto::id::{ClusterId, NodeId};
 use weft_proto::wire::v1::{
-    Ack, Echo, Failure, Hello, LedgerHead, NodeRecord, Rumor, Swim as SwimFrame, SyncDigest,
-    SyncReply,
+    Ack, Echo, Failure, Hello, LedgerHead, NodeRecord, Rumor, Standing, Swim as SwimFrame,
+    SyncLeaves, SyncPart, SyncPartReply, SyncSummary,
 };
 
 use super::auth::{Facts, judge};
@@ -27,7 +28,7 @@ use super::net::{BoxFuture, CallError, Liveness, Member, MeshView, PeerNet, Serv
 use super::records::{Offer, Records};
 use super::state::{lock, read};
 use super::swim::{GREET, Input, Swim};
-use super::sync::{COALESCE, FAN_OUT, PATIENCE, RUMOR, interval};
+use super::sync::{COALESCE, DOUBTED, FAN_OUT, PATIENCE, RUMOR, interval};
 use super::tls::IDLE;
 use crate::consensus::vote_given;
 use crate::host;
@@ -38,7 +39,8 @@ use crate::sim::network::Network;
 const DEADLINE: Duration = Duration::from_secs(5);
 /// How long a node declared dead may take to show that it is not.
 const LAST_ASK: Duration = Duration::from_secs(2);
-/// Members of the dead stay visible; no run is that long.
+/// As `mesh::start` has it.
+const EXCHANGES: usize = 2;
 const PORT: u16 = 6783;
 
 /// What a node needs to know to take part.
@@ -90,6 +92,8 @@ pub(crate) struct SimMesh {
     swim: mpsc::Sender<Input>,
     fresh: Mutex<BTreeMap<NodeId, Option<NodeId>>>,
     fresh_wake: Notify,
+    doubted: Mutex<BTreeSet<NodeId>>,
+    exchanging: Semaphore,
     head: Mutex<LedgerHead>,
     on_head: RwLock<Option<Arc<HeadCallback>>>,
     /// Why others would not have this node, last.
@@ -139,6 +143,8 @@ impl SimMesh {
             swim,
             fresh: Mutex::default(),
             fresh_wake: Notify::new(),
+            doubted: Mutex::default(),
+            exchanging: Semaphore::new(EXCHANGES),
             head: Mutex::default(),
             on_head: RwLock::default(),
             refused: Mutex::default(),
@@ -146,8 +152,8 @@ impl SimMesh {
         mesh.refresh_view();
         network.attach(config.ip, &mesh);
         process.spawn(tasks::membership(Arc::clone(&mesh), inputs));
-        process.spawn(tasks::rumors(Arc::clone(&mesh)));
-        process.spawn(tasks::anti_entropy(Arc::clone(&mesh)));
+        process.spawn(sync::rumors(Arc::clone(&mesh)));
+        process.spawn(sync::anti_entropy(Arc::clone(&mesh)));
         process.spawn(tasks::maintain(Arc::clone(&mesh)));
         for target in mesh.targets.clone() {
             process.spawn(tasks::pursue(Arc::clone(&mesh), target));
@@ -231,9 +237,12 @@ impl SimMesh {
         let liveness = lock(&self.liveness);
         let pool = lock(&self.pool);
         let of = |node: NodeId| {
-            let known = liveness.get(&node).copied();
-            let connected = node == self.me || pool.contains_key(&node);
-            known.unwrap_or(if connected { Liveness::Alive } else { Liveness::Dead })
+            if node == self.me {
+                // Membership may remember a former life of it.
+                return Liveness::Alive;
+            }
+            let unheard = if pool.contains_key(&node) { Liveness::Alive } else { Liveness::Dead };
+            liveness.get(&node).copied().unwrap_or(unheard)
         };
         let members = lock(&self.records)
             .iter()
@@ -261,35 +270,6 @@ impl SimMesh {
         all.choose_multiple(&mut host::rng(), count).copied().collect()
     }
 
-    fn take_records(&self, from: NodeId, records: Vec<NodeRecord>) {
-        let mut fresh = Vec::new();
-        let mut overtaken = None;
-        {
-            let mut store = lock(&self.records);
-            for record in records {
-                let node = record.node;
-                match store.offer(record) {
-                    Offer::Fresh => fresh.push(node),
-                    Offer::Overtaken => {
-                        overtaken = store.own().map(|r| r.incarnation);
-                        fresh.push(node);
-                    }
-                    Offer::Old | Offer::Refused(_) => {}
-                }
-            }
-        }
-        if let Some(incarnation) = overtaken {
-            let _ = self.swim.try_send(Input::NewLife(incarnation));
-        }
-        if fresh.is_empty() {
-            return;
-        }
-        let from_whom = |node| Some(from).filter(|_| node != self.me);
-        lock(&self.fresh).extend(fresh.into_iter().map(|node| (node, from_whom(node))));
-        self.fresh_wake.notify_one();
-        self.refresh_view();
-    }
-
     /// A frame that came over a connection.
     async fn handle(
         self: &Arc<Self>,
@@ -305,11 +285,12 @@ impl SimMesh {
             let _ = self.swim.try_send(Input::Packet(from, packet));
             return Ok(None);
         }
-        if frame.is::<SyncDigest>() {
-            let digest: SyncDigest = frame.decode().map_err(bad)?;
-            let (records, wanted) = lock(&self.records).compare(&digest);
-            self.tell_head(from, digest.ledger);
-            let reply = SyncReply { records, wanted, ledger: *lock(&self.head) };
+        if frame.is::<SyncSummary>() {
+            let asked = frame.decode().map_err(bad)?;
+            return Frame::new(&self.leaves(from, &asked)).map(Some).map_err(bad);
+        }
+        if frame.is::<SyncPart>() {
+            let reply = self.part(from, frame.decode().map_err(bad)?)?;
             return Frame::new(&reply).map(Some).map_err(bad);
         }
         if frame.is::<Rumor>() {
@@ -458,6 +439,7 @@ impl SimMesh {
         let conn =
             Conn { session: peer.session, ip, peer: Arc::downgrade(peer), heard: Instant::now() };
         lock(&self.pool).insert(peer.me, conn);
+        lock(&self.records).connected(peer.me);
         let _ = self.swim.try_send(Input::Connected(peer.me, peer.session));
         self.refresh_view();
     }
@@ -545,26 +527,6 @@ impl SimMesh {
             }
         }
         Err("not reached".to_owned())
-    }
-
-    /// Compares records with one peer.
-    async fn exchange(self: &Arc<Self>, node: NodeId) {
-        let records = lock(&self.records).digest();
-        let digest = SyncDigest { records, ledger: *lock(&self.head) };
-        let Ok(frame) = Frame::new(&digest) else { return };
-        let Some(reply) = self.request(node, frame, PATIENCE).await else { return };
-        let Ok(reply) = reply.decode::<SyncReply>() else { return };
-        self.take_records(node, reply.records);
-        self.tell_head(node, reply.ledger);
-        let wanted: Vec<_> = {
-            let records = lock(&self.records);
-            reply.wanted.iter().filter_map(|n| records.get(*n).cloned()).collect()
-        };
-        for chunk in wanted.chunks(RUMOR) {
-            if let Ok(frame) = Frame::new(&Rumor { records: chunk.to_vec() }) {
-                self.send(node, frame);
-            }
-        }
     }
 
     fn drop_conn(&self, node: NodeId, input: Input) {

@@ -13,6 +13,7 @@ use rand10::rngs::SmallRng;
 use weft_proto::id::NodeId;
 use weft_proto::wire::v1::Standing;
 
+use super::due::Due;
 use super::net::Liveness;
 use super::swim_codec::{SwimCodec, SwimId};
 use super::swim_far::FarProbe;
@@ -48,34 +49,11 @@ pub(super) enum Input {
     Leave,
 }
 
-pub(super) struct Due {
-    at: Instant,
-    seq: u64,
-    timer: Timer<SwimId>,
-}
-
-impl PartialEq for Due {
-    fn eq(&self, other: &Self) -> bool {
-        self.seq == other.seq
-    }
-}
-impl Eq for Due {}
-impl PartialOrd for Due {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-impl Ord for Due {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        (self.at, self.seq).cmp(&(other.at, other.seq))
-    }
-}
-
 /// The state machine.
 pub(super) struct Swim {
     pub(super) foca: Foca<SwimId, SwimCodec, SmallRng, NoCustomBroadcast>,
     pub(super) out: AccumulatingRuntime<SwimId>,
-    pub(super) timers: BinaryHeap<Reverse<Due>>,
+    pub(super) timers: BinaryHeap<Reverse<Due<Instant, Timer<SwimId>>>>,
     /// The timer of gossip: five times a second, and mostly with nothing to say.
     pub(super) gossip: Option<(Instant, Timer<SwimId>)>,
     /// The next probe, in a cluster that is no full mesh.
@@ -206,7 +184,7 @@ impl Swim {
             if let Some(Reverse(due)) = self.timers.pop() {
                 // An error here is a probe cycle the scheduler was late for;
                 // the library recovers by itself.
-                let _ = self.foca.handle_timer(due.timer, &mut self.out);
+                let _ = self.foca.handle_timer(due.what, &mut self.out);
                 self.collect(now);
             }
         }
@@ -271,7 +249,7 @@ impl Swim {
             }
             let Some((after, timer)) = self.stretched(now, after, timer) else { continue };
             self.seq += 1;
-            self.timers.push(Reverse(Due { at: now + after, seq: self.seq, timer }));
+            self.timers.push(Reverse(Due { at: now + after, seq: self.seq, what: timer }));
         }
         // Liveness is read from the members, not from the notifications.
         while self.out.to_notify().is_some() {}

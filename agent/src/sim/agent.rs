@@ -18,6 +18,7 @@ use super::world::World;
 use crate::app::LedgerRegistry;
 use crate::app::session::session;
 use crate::app::sweep::reclaim;
+use crate::app::telling::tell;
 use crate::consensus::{self, Consensus, ConsensusConfig, ConsensusHandle};
 use crate::ipam_service::donate::Donations;
 use crate::ipam_service::intents::Promises;
@@ -173,7 +174,7 @@ impl Agent {
         process.spawn(Arc::clone(&agent.donations).run());
         let kernel = Kernel::new(world, number, &agent).await;
         process.spawn(kernel.follow());
-        process.spawn(tell(Arc::clone(&agent)));
+        process.spawn(tell(Arc::clone(&agent.ipam), agent.consensus.clone(), net, || 1450));
         process.spawn(hold(Arc::clone(&agent)));
         process.spawn(sweep(Arc::clone(world), number, Arc::clone(&agent)));
         Ok(agent)
@@ -216,37 +217,6 @@ fn wire_heads(mesh: &Arc<SimMesh>, consensus: &ConsensusHandle) {
             mesh.set_cluster(head.cluster);
         }
     });
-}
-
-/// As `app::loops::tell`.
-async fn tell(agent: Arc<Agent>) {
-    let mut leases = agent.ipam.watch();
-    let mut ledgers = agent.consensus.subscribe();
-    let mut told = None;
-    loop {
-        leases.borrow_and_update();
-        ledgers.borrow_and_update();
-        let stand = agent.ipam.stand();
-        let small = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
-        let now = (small(stand.free4), small(stand.leases as u64), agent.own_addresses());
-        if told.as_ref() != Some(&now) {
-            let (free4, leases, overlay) = now.clone();
-            let ledger_index = agent.consensus.ledger().head().index;
-            agent.mesh.update_record(Box::new(move |record| {
-                record.free4 = free4;
-                record.leases = leases;
-                record.overlay = overlay;
-                record.ledger_index = ledger_index;
-            }));
-            told = Some(now);
-        }
-        tokio::time::sleep(Duration::from_secs(2)).await;
-        tokio::select! {
-            changed = leases.changed() => if changed.is_err() { return },
-            changed = ledgers.changed() => if changed.is_err() { return },
-            () = tokio::time::sleep(Duration::from_secs(30)) => {}
-        }
-    }
 }
 
 /// As `app::own_address::hold`.

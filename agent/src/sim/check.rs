@@ -309,6 +309,13 @@ impl State {
         if recovered && !self.may_recover {
             return Err("the ledger jumped ahead without a recovery".to_owned());
         }
+        if recovered {
+            // Whoever was given something that no survivor knows asks again.
+            for (node, gained) in &mut self.gained {
+                let kept = |at: &u64| now.blocks().any(|b| (b.owner, b.epoch) == (*node, *at));
+                gained.retain(kept);
+            }
+        }
         let resting: Vec<_> = now.quarantine().collect();
         for old in before.blocks() {
             let owner = now.owner_of(old.prefix.addr()).map(|b| b.owner);

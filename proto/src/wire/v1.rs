@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::id::{ClusterId, FoundingId, NodeId, RaftId};
 use crate::ledger::{Command, Op, Outcome};
+use crate::names::MESH_PORT;
 
 /// First frame of the side that dialled, on the first stream of a connection.
 ///
@@ -112,6 +113,28 @@ pub struct NodeRecord {
     pub software: String,
     /// Overlay MTU it uses.
     pub mtu: u32,
+}
+
+impl NodeRecord {
+    /// A life that has just begun, with the usual port and MTU and nothing to tell yet.
+    pub fn new(node: NodeId, name: impl Into<String>, incarnation: u64) -> Self {
+        Self {
+            node,
+            name: name.into(),
+            incarnation,
+            version: 1,
+            underlay: Vec::new(),
+            mesh_port: MESH_PORT,
+            overlay: Vec::new(),
+            raft_id: None,
+            ledger_index: 0,
+            free4: 0,
+            free6: 0,
+            leases: 0,
+            software: String::new(),
+            mtu: 1450,
+        }
+    }
 }
 
 /// "This is what I have": version of every record, and the ledger's position.
@@ -319,7 +342,8 @@ pub struct FoundingState {
     pub founding: FoundingId,
     /// The members it derives it from.
     pub members: Vec<String>,
-    /// Its seat, if it has one.
+    /// Its seat, if it has one. An initialised node keeps it from whom it knows no reason to
+    /// let in: who does not hear all seats does not sit down.
     pub raft_id: Option<RaftId>,
 }
 

@@ -52,17 +52,21 @@ impl Report {
         value
     }
 
-    /// A step that may fail without stopping the others. Returns whether it
-    /// did not; steps that were not asked for are left out, and did not.
-    pub fn step(&mut self, name: &str, work: impl FnOnce() -> Result<String>) -> bool {
+    /// A step that may fail without stopping the others; what fails is tried once more, for
+    /// these are real programs on a machine that others use, too. Returns whether it went
+    /// well at last; steps that were not asked for are left out, and did.
+    pub fn step(&mut self, name: &str, mut work: impl FnMut() -> Result<String>) -> bool {
         if !self.only.is_empty() && !self.only.iter().any(|word| name.contains(word)) {
             println!("          left out: {name}");
             return true;
         }
         let start = Instant::now();
-        let outcome = work().map_err(|error| format!("{error:#}"));
+        let outcome = work().or_else(|first| {
+            println!("          once more: {name}: {first:#}");
+            work().map(|measured| format!("{measured}; FLAKY, the first try: {first}"))
+        });
         let fine = outcome.is_ok();
-        self.add(name, start.elapsed(), outcome);
+        self.add(name, start.elapsed(), outcome.map_err(|error| format!("{error:#}")));
         fine
     }
 

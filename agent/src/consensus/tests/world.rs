@@ -192,22 +192,7 @@ impl World {
     pub(crate) async fn start(&self, node: &mut Node) -> Result<(), ConsensusError> {
         {
             let mut state = self.0.lock().unwrap();
-            let record = NodeRecord {
-                node: node.id,
-                name: node.name.clone(),
-                incarnation: node.session,
-                version: 0,
-                underlay: Vec::new(),
-                mesh_port: 0,
-                overlay: Vec::new(),
-                raft_id: None,
-                ledger_index: 0,
-                free4: 0,
-                free6: 0,
-                leases: 0,
-                software: String::new(),
-                mtu: 1450,
-            };
+            let record = NodeRecord::new(node.id, &node.name, node.session);
             state.records.insert(node.id, record);
             state.views.entry(node.id).or_insert_with(|| watch::Sender::new(Arc::default()));
             state.refresh();

@@ -46,6 +46,47 @@ impl Touched {
     fn all(&self) -> impl Iterator<Item = &PodIntent> {
         self.before.iter().chain(&self.after)
     }
+
+    /// Takes them over into what is wanted of all pods.
+    fn want(&self, pods: &mut DesiredPods, elements: &mut Elements) {
+        for pod in &self.before {
+            pods.pods.remove(&pod.host_ifname);
+            sources(pod).for_each(|key| drop(elements.remove(&key)));
+        }
+        for pod in &self.after {
+            let (name, wiring) = desired_pod(pod);
+            pods.pods.insert(name, wiring);
+            elements.extend(sources(pod).map(|key| (key, Vec::new())));
+        }
+    }
+
+    /// What is wanted of these alone.
+    fn desired(&self, all: &DesiredPods) -> DesiredPods {
+        DesiredPods { pods: self.after.iter().map(desired_pod).collect(), port: all.port }
+    }
+
+    /// What was last seen of them.
+    fn seen(&self, all: &Observed) -> Observed {
+        let mut part = Observed::default();
+        let mut link = |name: &str| {
+            if let Some(link) = all.links.get(name) {
+                part.links.insert(name.to_owned(), link.clone());
+            }
+        };
+        [BRIDGE, VXLAN].into_iter().for_each(&mut link);
+        self.all().for_each(|pod| link(&pod.host_ifname));
+        for pod in self.all() {
+            let ports = (pod.host_ifname.clone(), [0; 6])..=(pod.host_ifname.clone(), [0xff; 6]);
+            part.fdb.extend(all.fdb.range(ports).cloned());
+            for address in &pod.addresses {
+                let net = host_net(*address);
+                part.pod_routes.extend(all.pod_routes.get(&net).copied());
+                let key = (BRIDGE.to_owned(), *address);
+                part.neighs.extend(all.neighs.get(&key).map(|mac| (key, *mac)));
+            }
+        }
+        part
+    }
 }
 
 impl Driver {
@@ -65,20 +106,11 @@ impl Driver {
         if ports || self.rules_behind || self.rules.tables != self.ruleset.tables {
             return self.carry_out(same_ports);
         }
-        for pod in &touched.before {
-            self.pods.pods.remove(&pod.host_ifname);
-            sources(pod).for_each(|key| drop(self.elements.remove(&key)));
-        }
-        for pod in &touched.after {
-            let (name, wiring) = desired_pod(pod);
-            self.pods.pods.insert(name, wiring);
-            self.elements.extend(sources(pod).map(|key| (key, Vec::new())));
-        }
+        touched.want(&mut self.pods, &mut self.elements);
         // Rules first: no pod is reachable before its isolation.
         let result = self.change_rules(&touched, settling);
-        let pods = touched.after.iter().map(desired_pod).collect();
-        let pods = DesiredPods { pods, port: self.pods.port };
-        let plan = plan_pods(&self.desired, &pods, &self.observed_of(&touched), settling);
+        let pods = touched.desired(&self.pods);
+        let plan = plan_pods(&self.desired, &pods, &touched.seen(&self.observed), settling);
         if !plan.ops.is_empty() {
             self.execute(&plan);
         }
@@ -104,30 +136,6 @@ impl Driver {
         self.rules.elements.extend(to);
         Ok(())
     }
-
-    /// What was last seen of these pods.
-    fn observed_of(&self, touched: &Touched) -> Observed {
-        let mut part = Observed::default();
-        let all = &self.observed;
-        let mut link = |name: &str| {
-            if let Some(link) = all.links.get(name) {
-                part.links.insert(name.to_owned(), link.clone());
-            }
-        };
-        [BRIDGE, VXLAN].into_iter().for_each(&mut link);
-        touched.all().for_each(|pod| link(&pod.host_ifname));
-        for pod in touched.all() {
-            let ports = (pod.host_ifname.clone(), [0; 6])..=(pod.host_ifname.clone(), [0xff; 6]);
-            part.fdb.extend(all.fdb.range(ports).cloned());
-            for address in &pod.addresses {
-                let net = host_net(*address);
-                part.pod_routes.extend(all.pod_routes.get(&net).copied());
-                let key = (BRIDGE.to_owned(), *address);
-                part.neighs.extend(all.neighs.get(&key).map(|mac| (key, *mac)));
-            }
-        }
-        part
-    }
 }
 
 /// The elements of these pods as they are in the kernel, and as they shall be.
@@ -151,4 +159,132 @@ fn edits(
         }
     }
     (from, to)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{IpAddr, Ipv4Addr};
+
+    use proptest::prelude::*;
+    use weft_proto::attachment::AttachmentKey;
+    use weft_proto::names::{host_ifname, pod_mac};
+
+    use super::*;
+    use crate::dataplane::desired::{desired, desired_pods};
+    use crate::dataplane::model::{Kind, Link};
+    use crate::dataplane::nft::ruleset::elements;
+    use crate::dataplane::plan::plan;
+    use crate::dataplane::tests::pure::facts;
+
+    /// A pod with some of a few addresses; none when it goes.
+    fn pod(number: u8, addresses: &[u8]) -> PodChange {
+        let key = AttachmentKey { container_id: format!("c{number}"), ifname: "eth0".to_owned() };
+        let addresses: Vec<IpAddr> =
+            addresses.iter().map(|n| Ipv4Addr::new(10, 32, 0, *n).into()).collect();
+        let pod = addresses.first().map(|first| PodIntent {
+            host_ifname: host_ifname(&key.container_id, &key.ifname),
+            mac: pod_mac(*first),
+            addresses: addresses.clone(),
+            port_mappings: Vec::new(),
+        });
+        (key, pod)
+    }
+
+    /// Whether every address has one pod, as the leases guarantee.
+    fn is_sound(intent: &Intent) -> bool {
+        let all: Vec<_> = intent.pods.values().flat_map(|pod| &pod.addresses).collect();
+        let once: std::collections::BTreeSet<_> = all.iter().collect();
+        all.len() == once.len()
+    }
+
+    /// The shim makes the device of a pod that comes; whoever takes it away later, the
+    /// kernel takes what is on it along.
+    fn wire(observed: &mut Observed, touched: &Touched) {
+        for pod in &touched.after {
+            observed.links.entry(pod.host_ifname.clone()).or_insert_with(|| Link {
+                index: 0,
+                kind: Kind::Other("veth".to_owned()),
+                mac: [2; 6],
+                mtu: 1450,
+                up: true,
+                alias: None,
+                master: None,
+                port: None,
+            });
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn the_quick_way_ends_where_the_full_one_does(
+            batches in prop::collection::vec(
+                prop::collection::vec((0_u8..5, prop::collection::btree_set(2_u8..9, 0..3)), 1..4),
+                1..12),
+        ) {
+            let mut intent = Intent {
+                ranges: vec!["10.32.0.0/12".parse().unwrap()],
+                own: vec![[10, 32, 0, 1].into()],
+                ..Intent::default()
+            };
+            let wanted = desired(&intent, &facts(false));
+            let mut pods = desired_pods(&intent, true);
+            let (mut all, _) = elements(&intent);
+            let mut rules = all.clone();
+            let mut kernel = Observed::default();
+            for op in plan(&wanted, &pods, &kernel, false).ops {
+                kernel.apply(&op);
+            }
+            for batch in batches {
+                let changes: Vec<PodChange> = batch
+                    .iter()
+                    .map(|(number, set)| pod(*number, &set.iter().copied().collect::<Vec<_>>()))
+                    .collect();
+                let mut next = intent.clone();
+                change(&mut next, &changes);
+                if !is_sound(&next) {
+                    continue;
+                }
+                let touched = Touched::of(&intent, &changes);
+                intent = next;
+                wire(&mut kernel, &touched);
+                let mut full = kernel.clone();
+
+                touched.want(&mut pods, &mut all);
+                let (from, to) = edits(&touched, &all, &rules, false);
+                from.keys().for_each(|key| drop(rules.remove(key)));
+                rules.extend(to);
+                let ops =
+                    plan_pods(&wanted, &touched.desired(&pods), &touched.seen(&kernel), false).ops;
+                ops.iter().for_each(|op| kernel.apply(op));
+
+                let every = desired_pods(&intent, true);
+                for op in plan(&wanted, &every, &full, false).ops {
+                    full.apply(&op);
+                }
+                prop_assert_eq!(&pods, &every);
+                prop_assert_eq!(&all, &elements(&intent).0);
+                prop_assert_eq!(&rules, &all);
+                prop_assert_eq!(&kernel, &full);
+            }
+        }
+
+        #[test]
+        fn while_settling_nothing_is_taken_away(
+            first in prop::collection::btree_set(2_u8..9, 1..3),
+            then in prop::collection::btree_set(2_u8..9, 0..3),
+        ) {
+            let mut intent = Intent { settling: true, ..Intent::default() };
+            let of = |set: &std::collections::BTreeSet<u8>| {
+                pod(1, &set.iter().copied().collect::<Vec<_>>())
+            };
+            change(&mut intent, &[of(&first)]);
+            let (mut all, _) = elements(&intent);
+            let rules = all.clone();
+            let touched = Touched::of(&intent, &[of(&then)]);
+            touched.want(&mut desired_pods(&intent, true), &mut all);
+            let (from, to) = edits(&touched, &all, &rules, true);
+            prop_assert!(from.keys().all(|key| to.contains_key(key)));
+            prop_assert!(all.keys().all(|key| to.contains_key(key)));
+        }
+    }
 }

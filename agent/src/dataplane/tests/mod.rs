@@ -7,4 +7,4 @@ mod families;
 mod forward;
 mod node;
 pub(crate) mod ns;
-mod pure;
+pub(crate) mod pure;

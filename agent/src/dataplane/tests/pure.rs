@@ -14,7 +14,7 @@ use crate::dataplane::intent::{Intent, PeerIntent, PodIntent};
 use crate::dataplane::model::{Kind, Link, Nexthop, Observed, Op, Route, Target, Via};
 use crate::dataplane::plan::plan;
 
-fn facts(direct: bool) -> NodeFacts {
+pub(crate) fn facts(direct: bool) -> NodeFacts {
     NodeFacts {
         name: "n1".into(),
         id: NodeId([1; 16]),

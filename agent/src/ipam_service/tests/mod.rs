@@ -137,22 +137,7 @@ impl Shared {
 }
 
 fn member(number: u8) -> Member {
-    let record = NodeRecord {
-        node: node(number),
-        name: format!("n{number}"),
-        incarnation: 1,
-        version: 1,
-        underlay: Vec::new(),
-        mesh_port: 0,
-        overlay: Vec::new(),
-        raft_id: None,
-        ledger_index: 0,
-        free4: 0,
-        free6: 0,
-        leases: 0,
-        software: String::new(),
-        mtu: 1400,
-    };
+    let record = NodeRecord::new(node(number), format!("n{number}"), 1);
     Member { record: record.into(), liveness: Liveness::Alive }
 }
 

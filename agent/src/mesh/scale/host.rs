@@ -65,20 +65,17 @@ pub(super) fn record_of(index: usize, session: u64) -> NodeRecord {
     let number = u32::try_from(index).unwrap_or(u32::MAX);
     let address = |base: u32| IpAddr::V4(Ipv4Addr::from(base + number));
     NodeRecord {
-        node: id_of(index),
-        name: format!("ip-10-0-{}-{}.compute.internal", number >> 8, number & 255),
-        incarnation: session,
-        version: 1,
         underlay: vec![address(0x0a00_0001)],
-        mesh_port: 6783,
         overlay: vec![address(0x0a20_0001)],
-        raft_id: None,
         ledger_index: u64::from(number),
         free4: 40,
-        free6: 0,
         leases: 30,
         software: env!("CARGO_PKG_VERSION").to_owned(),
-        mtu: 1450,
+        ..NodeRecord::new(
+            id_of(index),
+            format!("ip-10-0-{}-{}.compute.internal", number >> 8, number & 255),
+            session,
+        )
     }
 }
 

@@ -13,6 +13,7 @@ use weft_proto::wire::v1::{LedgerHead, NodeRecord, Standing, SyncPartReply};
 
 use super::super::backoff::pause;
 use super::super::density::{self, ACTIVE, FULL_MESH};
+use super::super::due::Due;
 use super::super::records::Offer;
 use super::super::swim::{GREET, Input};
 use super::super::sync::{COALESCE, FAN_OUT, RUMOR, interval};
@@ -38,36 +39,18 @@ enum Event {
     Dialled(NodeId, bool),
 }
 
-struct Due {
-    at: Duration,
-    seq: u64,
+/// For one life of a host.
+struct Errand {
     host: usize,
     session: u64,
     event: Event,
-}
-
-impl PartialEq for Due {
-    fn eq(&self, other: &Self) -> bool {
-        self.seq == other.seq
-    }
-}
-impl Eq for Due {}
-impl PartialOrd for Due {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-impl Ord for Due {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        (self.at, self.seq).cmp(&(other.at, other.seq))
-    }
 }
 
 /// Nodes, their network and a clock.
 pub struct World {
     start: Instant,
     pub(super) now: Duration,
-    queue: BinaryHeap<Reverse<Due>>,
+    queue: BinaryHeap<Reverse<Due<Duration, Errand>>>,
     seq: u64,
     pub(super) hosts: Vec<Host>,
     index: HashMap<NodeId, usize>,
@@ -194,7 +177,8 @@ impl World {
     fn at(&mut self, host: usize, at: Duration, event: Event) {
         self.seq += 1;
         let session = self.hosts[host].session;
-        self.queue.push(Reverse(Due { at, seq: self.seq, host, session, event }));
+        let what = Errand { host, session, event };
+        self.queue.push(Reverse(Due { at, seq: self.seq, what }));
     }
 
     /// Runs for so long.
@@ -206,9 +190,10 @@ impl World {
             }
             let Some(Reverse(due)) = self.queue.pop() else { break };
             self.now = due.at;
-            let host = &self.hosts[due.host];
-            if host.up && host.session == due.session {
-                self.handle(due.host, due.event);
+            let errand = due.what;
+            let host = &self.hosts[errand.host];
+            if host.up && host.session == errand.session {
+                self.handle(errand.host, errand.event);
             }
         }
         self.now = end;

@@ -6,6 +6,7 @@ use super::*;
 pub(super) async fn membership(mesh: Arc<SimMesh>, mut inputs: mpsc::Receiver<Input>) {
     let mut swim = Swim::new(mesh.me, mesh.session, host::rng().random());
     let mut greet = Instant::now() + GREET;
+    let (mut seen, mut complete) = (0, None);
     loop {
         let wake = swim.deadline().map_or(greet, |due| Instant::from_std(due).min(greet));
         let input = tokio::select! {
@@ -23,69 +24,43 @@ pub(super) async fn membership(mesh: Arc<SimMesh>, mut inputs: mpsc::Receiver<In
         swim.tick(now.into_std());
         if now >= greet {
             greet = now + GREET;
-            let known: Vec<_> =
-                lock(&mesh.records).iter().map(|r| (r.node, r.incarnation)).collect();
-            swim.greet(now.into_std(), &known);
+            let state_of_things = (lock(&mesh.records).generation(), swim.fingerprint());
+            let mut unheard = Vec::new();
+            if complete != Some(state_of_things) {
+                let heard = swim.heard();
+                let records = lock(&mesh.records);
+                let known = records.iter().filter(|r| !heard.contains(&r.node));
+                unheard = known.map(|r| (r.node, r.incarnation)).collect();
+                complete = unheard.is_empty().then_some(state_of_things);
+            }
+            swim.greet(now.into_std(), &unheard);
         }
         while let Some((to, packet)) = swim.poll() {
             if let Ok(frame) = Frame::new(&SwimFrame(packet)) {
                 mesh.send(to, frame);
             }
         }
+        let fingerprint = swim.fingerprint();
+        if fingerprint == seen {
+            continue;
+        }
+        seen = fingerprint;
+        lock(&mesh.records).stand(swim.standings());
         let liveness = swim.liveness();
         let before = std::mem::replace(&mut *lock(&mesh.liveness), liveness.clone());
-        if before != liveness {
-            let is_news =
-                |(n, l): &(&NodeId, &Liveness)| **l == Liveness::Dead && before.get(n) != Some(l);
-            for node in liveness.iter().filter(is_news).map(|(node, _)| *node) {
-                let mesh = Arc::clone(&mesh);
-                spawn(async move {
-                    let Ok(echo) = Frame::new(&Echo(Vec::new())) else { return };
-                    let known = lock(&mesh.pool).contains_key(&node);
-                    if known && mesh.request(node, echo, LAST_ASK).await.is_none() {
-                        mesh.drop_conn(node, Input::Closed(node));
-                    }
-                });
-            }
-            mesh.refresh_view();
-        }
-    }
-}
-
-/// As `sync::rumor_loop`.
-pub(super) async fn rumors(mesh: Arc<SimMesh>) {
-    loop {
-        mesh.fresh_wake.notified().await;
-        tokio::time::sleep(COALESCE).await;
-        let fresh = std::mem::take(&mut *lock(&mesh.fresh));
-        let mut groups: BTreeMap<Option<NodeId>, Vec<NodeRecord>> = BTreeMap::new();
-        {
-            let records = lock(&mesh.records);
-            for (node, from) in fresh {
-                if let Some(record) = records.get(node) {
-                    groups.entry(from).or_default().push(record.clone());
+        let is_news =
+            |(n, l): &(&NodeId, &Liveness)| **l == Liveness::Dead && before.get(n) != Some(l);
+        for node in liveness.iter().filter(is_news).map(|(node, _)| *node) {
+            let mesh = Arc::clone(&mesh);
+            spawn(async move {
+                let Ok(echo) = Frame::new(&Echo(Vec::new())) else { return };
+                let known = lock(&mesh.pool).contains_key(&node);
+                if known && mesh.request(node, echo, LAST_ASK).await.is_none() {
+                    mesh.drop_conn(node, Input::Closed(node));
                 }
-            }
+            });
         }
-        for (from, records) in groups {
-            for chunk in records.chunks(RUMOR) {
-                let Ok(frame) = Frame::new(&Rumor { records: chunk.to_vec() }) else { continue };
-                for node in mesh.some_peers(FAN_OUT, from) {
-                    mesh.send(node, frame.clone());
-                }
-            }
-        }
-    }
-}
-
-/// As `sync::anti_entropy_loop`.
-pub(super) async fn anti_entropy(mesh: Arc<SimMesh>) {
-    loop {
-        let records = lock(&mesh.records).len();
-        tokio::time::sleep(interval(records, host::rng().random())).await;
-        if let Some(node) = mesh.some_peers(1, None).pop() {
-            mesh.exchange(node).await;
-        }
+        mesh.refresh_view();
     }
 }
 

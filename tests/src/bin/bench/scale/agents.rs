@@ -85,20 +85,12 @@ fn enter(cluster: &Cluster, to: SocketAddr, number: usize) -> Result<NodeRecord>
     connection.close(0_u32.into(), b"done");
     let host = u32::try_from(number)?;
     Ok(NodeRecord {
-        node,
-        name,
-        incarnation: SESSION,
-        version: 1,
         underlay: vec![IpAddr::V4(Ipv4Addr::from(0xc612_0000 + host))],
-        mesh_port: MESH_PORT,
-        overlay: Vec::new(),
-        raft_id: None,
         ledger_index: 1,
         free4: 60,
-        free6: 0,
         leases: 2,
         software: "absent".to_owned(),
-        mtu: 1450,
+        ..NodeRecord::new(node, name, SESSION)
     })
 }
 
