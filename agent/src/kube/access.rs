@@ -82,9 +82,8 @@ impl Access {
         } else {
             self.tls_config()?
         };
-        let builder = hyper_rustls::HttpsConnectorBuilder::new()
-            .with_tls_config(config)
-            .https_or_http();
+        let builder =
+            hyper_rustls::HttpsConnectorBuilder::new().with_tls_config(config).https_or_http();
         let builder = match &self.server_name {
             Some(name) => {
                 builder.with_server_name_resolver(FixedServerNameResolver::new(name.clone()))

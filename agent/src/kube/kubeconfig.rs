@@ -8,9 +8,7 @@ use k8s_openapi::ByteString;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
-use super::access::{
-    Access, Credential, TokenFile, Trust, Why, bearer, certificates, private_key,
-};
+use super::access::{Access, Credential, TokenFile, Trust, Why, bearer, certificates, private_key};
 
 /// The file. What is not named here, the agent does not use.
 #[derive(Debug, Default, Deserialize)]
@@ -128,13 +126,13 @@ fn at(cluster: Cluster, dir: &Path) -> Result<Access, Why> {
     if cluster.proxy_url.is_some_and(|url| !url.is_empty()) {
         return Err("its proxy-url is not supported: the agent connects without a proxy".into());
     }
-    let authority =
-        loaded(cluster.certificate_authority_data, cluster.certificate_authority, dir);
+    let authority = loaded(cluster.certificate_authority_data, cluster.certificate_authority, dir);
     let authority = authority.map_err(|why| format!("its certificate-authority: {why}"))?;
     if cluster.insecure_skip_tls_verify == Some(true) {
         access.trust = Trust::Anybody;
     } else if let Some(pem) = authority {
-        let roots = certificates(&pem).map_err(|why| format!("its certificate-authority: {why}"))?;
+        let roots =
+            certificates(&pem).map_err(|why| format!("its certificate-authority: {why}"))?;
         access.trust = Trust::Roots(roots);
     }
     if let Some(name) = cluster.tls_server_name.filter(|name| !name.is_empty()) {

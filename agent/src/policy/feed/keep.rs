@@ -155,8 +155,8 @@ struct Job {
 
 #[cfg(test)]
 mod tests {
-    use crate::kube::watch::Failure;
     use super::*;
+    use crate::kube::watch::Failure;
 
     fn source(complete: bool, failing: bool, heard: bool) -> SourceState {
         let now = Instant::now();
