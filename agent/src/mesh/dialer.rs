@@ -28,6 +28,7 @@ use super::targets::{Phase, resolve};
 
 /// Time between two targets of a long list, on average.
 const PACE: Duration = Duration::from_millis(5);
+const UNKNOWN: &str = "no address is known";
 pub(super) const ROUND: Duration = Duration::from_secs(1);
 
 fn has_room(state: &State) -> bool {
@@ -39,6 +40,10 @@ fn has_room(state: &State) -> bool {
 pub(super) async fn reach(state: &Arc<State>, node: NodeId) -> Result<Arc<Conn>, String> {
     if let Some(conn) = lock(&state.pool).get(node) {
         return Ok(conn);
+    }
+    if state.addresses_of(node).is_empty() {
+        // No attempt, so none to wait after: it may become known at any moment.
+        return Err(UNKNOWN.to_owned());
     }
     let mut done = {
         let mut dials = lock(&state.dials);
@@ -89,7 +94,7 @@ async fn dial_node(state: &Arc<State>, node: NodeId) -> Result<(), String> {
     if !has_room(state) {
         return Err(format!("this node has reached its CONN_LIMIT of {}", state.conn_limit));
     }
-    let mut last = "no address is known".to_owned();
+    let mut last = UNKNOWN.to_owned();
     for address in state.addresses_of(node) {
         match dial(state, address).await {
             Ok(found) if found == node => return Ok(()),

@@ -26,7 +26,7 @@ use super::{swim_task, sync};
 /// A running mesh. Clones are the same mesh; [`MeshHandle::shutdown`] ends it.
 #[derive(Clone)]
 pub struct MeshHandle {
-    state: Arc<State>,
+    pub(super) state: Arc<State>,
     tasks: Arc<Mutex<Vec<JoinHandle<()>>>>,
     local: SocketAddr,
 }

@@ -6,6 +6,8 @@ use weft_proto::id::ClusterId;
 use weft_proto::wire::v1::{Echo, LedgerHead};
 
 use super::super::net::CallError;
+use super::super::records::Offer;
+use super::super::state::lock;
 use super::*;
 
 #[test]
@@ -164,6 +166,18 @@ fn calls_answer_time_out_or_say_why_not() {
     assert!(matches!(nobody, Err(CallError::Unreachable { .. })));
     let echo = Frame::new(&Echo(vec![1, 2])).unwrap();
     assert_eq!(call(echo.clone(), PATIENCE).unwrap(), echo);
+}
+
+#[test]
+fn who_was_called_before_it_was_known_is_reached_as_soon_as_it_is() {
+    let (a, b) = (start(config("a")), start(config("b")));
+    let echo = Frame::new(&Echo(vec![3])).unwrap();
+    let call = || a.block_on(a.mesh.call(b.id(), echo.clone(), PATIENCE));
+    let early = call();
+    assert!(matches!(early, Err(CallError::Unreachable { .. })), "{early:?}");
+    let record = Arc::clone(&b.mesh.view().members[&b.id()].record);
+    assert_eq!(lock(&a.mesh.state.records).offer(record), Offer::Fresh);
+    assert_eq!(call().unwrap(), echo);
 }
 
 #[test]
