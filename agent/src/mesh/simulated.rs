@@ -108,20 +108,9 @@ impl SimMesh {
         network: &Arc<Network>,
     ) -> Arc<Self> {
         let own = NodeRecord {
-            node: config.me,
-            name: config.name.clone(),
-            incarnation: config.session,
-            version: 1,
             underlay: vec![config.ip],
             mesh_port: PORT,
-            overlay: Vec::new(),
-            raft_id: None,
-            ledger_index: 0,
-            free4: 0,
-            free6: 0,
-            leases: 0,
-            software: String::new(),
-            mtu: 1450,
+            ..NodeRecord::new(config.me, &config.name, config.session)
         };
         let (swim, inputs) = mpsc::channel(1024);
         let mesh = Arc::new(Self {

@@ -3,21 +3,9 @@
 use std::time::Duration;
 
 use anyhow::{bail, ensure};
-use weft_tests::{Cluster, Node, Pod, Result, wait_until};
+use weft_tests::{Cluster, Result, wait_until};
 
-/// More pods than any node can own addresses for.
-const TOO_MANY: usize = 300;
-
-/// Attaches pods until the node owns more blocks than before.
-fn until_new_block(node: &Node) -> Result<Vec<Pod>> {
-    let owned = node.status()?.ipam.owned;
-    let mut pods = Vec::new();
-    while node.status()?.ipam.owned <= owned {
-        ensure!(pods.len() < TOO_MANY, "{} pods, and no new block", pods.len());
-        pods.push(node.add_pod()?);
-    }
-    Ok(pods)
-}
+use crate::faults::common::{TOO_MANY, until_new_block};
 
 #[test]
 fn minority_and_majority_of_voters() -> Result {

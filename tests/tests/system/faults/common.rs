@@ -11,7 +11,7 @@ use weft_tests::{Cluster, Node, Pod, Result, audit, wait_until};
 /// Bound of waits; the figures printed are what counts.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// More pods than any node can own addresses for, in a small range.
-const TOO_MANY: usize = 300;
+pub(crate) const TOO_MANY: usize = 300;
 
 /// A range with blocks that a few pods use up.
 pub(crate) const SMALL: &str = "10.32.0.0/22";

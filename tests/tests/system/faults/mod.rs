@@ -2,7 +2,7 @@
 //! broken, what held, and how long the repair took (see `docs/faults.md`).
 
 mod clock;
-mod common;
+pub(crate) mod common;
 mod fight;
 mod files;
 mod frozen;
