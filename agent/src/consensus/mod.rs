@@ -38,6 +38,8 @@ pub use self::core::ConsensusConfig;
 pub use error::{ConsensusError, ProposeError, StoreError};
 pub use founding::Founding;
 pub use handle::{Consensus, ConsensusHandle};
+#[cfg(test)]
+pub(crate) use recover::JUMP;
 pub use recover::RecoverError;
 pub use service::KINDS;
 #[cfg(test)]

@@ -23,10 +23,7 @@ use weft_proto::ledger::{Op, Outcome, Refusal};
 
 use super::host;
 use super::trace::Trace;
-use crate::consensus::Ballot;
-
-/// Positions by which a recovery jumps ahead; beyond half of it, one has happened.
-const JUMP: u64 = 1 << 20;
+use crate::consensus::{Ballot, JUMP};
 
 /// What is in force is shown a moment later.
 const MOMENT: Duration = Duration::from_millis(5);
@@ -371,6 +368,7 @@ impl State {
 
     /// What has changed from one ledger to a later one.
     fn advance(&mut self, before: &Ledger, now: &Ledger) -> Result<(), String> {
+        // Beyond half of the jump of a recovery, one has happened.
         let recovered = now.head().index > before.head().index + JUMP / 2;
         if recovered && !self.may_recover {
             return Err("the ledger jumped ahead without a recovery".to_owned());

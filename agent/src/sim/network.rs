@@ -109,6 +109,11 @@ impl Network {
         state.weather = Weather::default();
     }
 
+    /// True if any way is cut.
+    pub(crate) fn has_cuts(&self) -> bool {
+        !self.lock().cut.is_empty()
+    }
+
     pub(crate) fn is_cut(&self, from: usize, to: usize) -> bool {
         self.lock().cut.contains(&(from, to))
     }

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use weft_proto::id::{NodeId, RaftId};
 
+use super::agent::Agent;
 use super::world::World;
-use crate::consensus::RecoverError;
+use crate::consensus::{JUMP, RecoverError};
 
 /// True if the state of a machine may be lost: of every set of voters that
 /// counts or may count soon, a majority that has lost nothing is left.
@@ -54,6 +55,15 @@ pub(crate) async fn disaster(world: &Arc<World>, survivor: usize) {
     if cluster.is_none() || !knows {
         return;
     }
+    // Nor before everybody has heard of an earlier recovery, whose voters are not those of
+    // before; least of all while the one who was recovered from is only away.
+    let newest = world.checker.newest().head().index;
+    let knows_all = |agent: &Agent| agent.consensus.ledger().head().index + JUMP / 2 > newest;
+    let founder = *world.recovered_on.lock().unwrap();
+    let there = founder.is_none_or(|number| world.agent(number).is_some());
+    if !there || !world.agents().iter().all(|agent| knows_all(agent)) {
+        return;
+    }
     let others = voters.iter().filter_map(|(_, node)| world.machine_of((*node)?));
     let lost: Vec<_> = others.filter(|n| *n != survivor).take(voters.len() / 2 + 1).collect();
     if lost.len() <= voters.len() / 2 {
@@ -82,6 +92,7 @@ pub(crate) async fn disaster(world: &Arc<World>, survivor: usize) {
             match answer {
                 Ok(Ok(_)) => {
                     world.trace.count("recoveries");
+                    *world.recovered_on.lock().unwrap() = Some(survivor);
                     break;
                 }
                 // A leader needs a while to notice that it is one no more; and who is no voter
@@ -94,6 +105,10 @@ pub(crate) async fn disaster(world: &Arc<World>, survivor: usize) {
                 }
                 _ => {}
             }
+        }
+        // A list of founders whose disks are new founds again where it hears of no cluster.
+        while world.network.has_cuts() {
+            tokio::time::sleep(AGAIN).await;
         }
         for number in lost {
             world.node(number).held = false;

@@ -68,6 +68,8 @@ pub(crate) struct World {
     pub(crate) network: Arc<Network>,
     pub(crate) checker: Arc<Checker>,
     pub(crate) trace: Arc<Trace>,
+    /// The machine that was recovered from last.
+    pub(crate) recovered_on: Mutex<Option<usize>>,
     nodes: Vec<Mutex<Node>>,
 }
 
@@ -109,7 +111,8 @@ impl World {
         let checker = Checker::new(Arc::clone(&trace));
         let network = Network::new(Arc::clone(&trace), Arc::clone(&checker));
         (1..=schedule.nodes).for_each(|number| network.name(number, home(number)));
-        Arc::new(Self { schedule, network, checker, trace, nodes })
+        let recovered_on = Mutex::default();
+        Arc::new(Self { schedule, network, checker, trace, recovered_on, nodes })
     }
 
     /// Numbers of all machines.
