@@ -210,7 +210,10 @@ pub(super) fn serve_http(
         limits,
         stats: Arc::clone(&stats),
     };
-    tasks.spawn(api::serve(http, Arc::clone(&backend), options, std::future::pending()));
+    let socket = api::socket(&app.config.run_dir)
+        .inspect_err(|e| tracing::warn!("{e}; the plugin goes by {}", app.config.http_addr));
+    let forever = std::future::pending();
+    tasks.spawn(api::serve(http, socket.ok(), Arc::clone(&backend), options, forever));
     if let Some(listener) = status {
         let (backend, stats) = (Arc::clone(&backend), Arc::clone(&stats));
         tasks.spawn(api::serve_status(listener, backend, limits, stats, std::future::pending()));
