@@ -236,7 +236,7 @@ mod tests {
     /// Whether every address has one pod, as the leases guarantee.
     fn is_sound(intent: &Intent) -> bool {
         let all: Vec<_> = intent.pods.values().flat_map(|pod| &pod.addresses).collect();
-        let once: std::collections::BTreeSet<_> = all.iter().collect();
+        let once: BTreeSet<_> = all.iter().collect();
         all.len() == once.len()
     }
 
@@ -335,7 +335,7 @@ mod tests {
             then in prop::collection::btree_set(2_u8..9, 0..3),
         ) {
             let mut intent = Intent { settling: true, ..Intent::default() };
-            let of = |set: &std::collections::BTreeSet<u8>| {
+            let of = |set: &BTreeSet<u8>| {
                 pod(1, &set.iter().copied().collect::<Vec<_>>(), &[])
             };
             change(&mut intent, &[of(&first)]);
