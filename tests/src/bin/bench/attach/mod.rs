@@ -210,9 +210,10 @@ impl Bench {
         let [many, few, bare] = &self.many;
         let mut added = 0;
         for (edge, names) in edges {
-            for number in added..edge.start {
-                self.floor.add(&bare[number])?;
-                self.weft.add(&many[number])?;
+            let between = added..edge.start;
+            for (floor, sandbox) in bare[between.clone()].iter().zip(&many[between]) {
+                self.floor.add(floor)?;
+                self.weft.add(sandbox)?;
             }
             let mut times: [Vec<Duration>; 4] = Default::default();
             for (number, beside) in edge.clone().zip(few) {
