@@ -13,7 +13,7 @@ use weft_proto::attachment::AttachmentKey;
 use weft_proto::cni::{CniError, Conf, code};
 use weft_proto::names;
 
-use crate::http::{HttpError, Request, Response, exchange, segment};
+use crate::http::{HttpError, Request, Response, Target, exchange, segment};
 
 const CONNECT_PATIENCE: Duration = Duration::from_secs(1);
 /// An agent that is being restarted is back within this.
@@ -234,7 +234,9 @@ impl Agent {
             headers.push((TOKEN_HEADER, token));
         }
         let request = Request { method, path, headers: &headers, body };
-        exchange(&self.address, &request, CONNECT_PATIENCE, patience, meanwhile)
+        let socket = self.run_dir.join(names::SOCKET_FILE);
+        let target = Target { socket: &socket, address: &self.address };
+        exchange(target, &request, CONNECT_PATIENCE, patience, meanwhile)
             .map_err(|error| AgentError::Unreachable { address: self.address.clone(), error })
     }
 

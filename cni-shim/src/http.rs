@@ -1,9 +1,14 @@
 //! As much HTTP/1.1 as one request to the local agent needs: every wait and
 //! every length is bounded.
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::{Duration, Instant};
+
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 
 /// Largest answer read.
 const MAX_BODY: usize = 1 << 20;
@@ -46,40 +51,105 @@ pub enum HttpError {
     Address(String),
     /// The connection broke.
     #[error("{0}")]
-    Io(std::io::Error),
+    Io(io::Error),
     /// The answer is not HTTP, or too long.
     #[error("the answer is not what an agent says: {0}")]
     Malformed(&'static str),
 }
 
+/// Where the agent listens.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Target<'a> {
+    /// Its socket file: asked first, since nothing is nearer. Nobody there: the address.
+    pub socket: &'a Path,
+    /// `address:port`.
+    pub address: &'a str,
+}
+
+enum Stream {
+    Unix(UnixStream),
+    Tcp(TcpStream),
+}
+
+impl Stream {
+    fn open(target: Target<'_>, patience: Duration) -> Result<Self, HttpError> {
+        let address = resolve(target.address)?;
+        if let Ok(stream) = connect_unix(target.socket) {
+            return Ok(Self::Unix(stream));
+        }
+        let io = |error| HttpError::of(error, patience);
+        let stream = TcpStream::connect_timeout(&address, patience).map_err(io)?;
+        stream.set_nodelay(true).map_err(io)?;
+        Ok(Self::Tcp(stream))
+    }
+
+    fn write(&mut self, bytes: &[u8], left: Duration) -> io::Result<()> {
+        match self {
+            Self::Unix(stream) => {
+                stream.set_write_timeout(Some(left))?;
+                stream.write_all(bytes)
+            }
+            Self::Tcp(stream) => {
+                stream.set_write_timeout(Some(left))?;
+                stream.write_all(bytes)
+            }
+        }
+    }
+
+    fn read(&mut self, chunk: &mut [u8], left: Duration) -> io::Result<usize> {
+        match self {
+            Self::Unix(stream) => {
+                stream.set_read_timeout(Some(left))?;
+                stream.read(chunk)
+            }
+            Self::Tcp(stream) => {
+                stream.set_read_timeout(Some(left))?;
+                stream.read(chunk)
+            }
+        }
+    }
+}
+
+/// Without waiting: a full queue is a refusal, too.
+fn connect_unix(path: &Path) -> io::Result<UnixStream> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    connect(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
+    let stream = UnixStream::from(socket);
+    stream.set_nonblocking(false)?;
+    Ok(stream)
+}
+
+impl HttpError {
+    fn of(error: io::Error, patience: Duration) -> Self {
+        match error.kind() {
+            ErrorKind::ConnectionRefused => Self::Refused,
+            ErrorKind::WouldBlock | ErrorKind::TimedOut => Self::Timeout(patience),
+            _ => Self::Io(error),
+        }
+    }
+}
+
 /// Sends a request and reads the answer, all within `patience`. What can be done
 /// while the other side works on it is done by `meanwhile`.
 pub(crate) fn exchange(
-    address: &str,
+    target: Target<'_>,
     request: &Request<'_>,
     connect_patience: Duration,
     patience: Duration,
     meanwhile: impl FnOnce(),
 ) -> Result<Response, HttpError> {
     let deadline = Instant::now() + patience;
-    let io = |error: std::io::Error| match error.kind() {
-        ErrorKind::ConnectionRefused => HttpError::Refused,
-        ErrorKind::WouldBlock | ErrorKind::TimedOut => HttpError::Timeout(patience),
-        _ => HttpError::Io(error),
-    };
-    let target = resolve(address)?;
-    let mut stream =
-        TcpStream::connect_timeout(&target, connect_patience.min(patience)).map_err(io)?;
-    stream.set_nodelay(true).map_err(io)?;
-    stream.set_write_timeout(Some(remaining(deadline, patience)?)).map_err(io)?;
-    stream.write_all(&encode(address, request)).map_err(io)?;
+    let io = |error| HttpError::of(error, patience);
+    let mut stream = Stream::open(target, connect_patience.min(patience))?;
+    let bytes = encode(target.address, request);
+    stream.write(&bytes, remaining(deadline, patience)?).map_err(io)?;
     meanwhile();
     let mut buffer = Vec::with_capacity(4096);
     let mut chunk = [0_u8; 4096];
     loop {
         // The deadline is for the whole answer, so it is set anew before each read.
-        stream.set_read_timeout(Some(remaining(deadline, patience)?)).map_err(io)?;
-        let read = match stream.read(&mut chunk) {
+        let read = match stream.read(&mut chunk, remaining(deadline, patience)?) {
             Ok(read) => read,
             Err(error) if error.kind() == ErrorKind::Interrupted => continue,
             Err(error) => return Err(io(error)),

@@ -2,6 +2,7 @@
 //! the network, and to detach it. One process per call, one thread, no runtime.
 
 mod agent;
+mod bare;
 #[doc(hidden)]
 pub mod fuzzing;
 mod http;
@@ -12,7 +13,6 @@ mod verbs;
 
 use std::io::{self, Read, Write};
 use std::path::Path;
-use std::process::ExitCode;
 use std::time::Instant;
 
 use verbs::loopback;
@@ -21,9 +21,23 @@ use weft_proto::cni::{CniError, Command, Conf, Env, SpecVersion, code};
 /// A GC list of ten thousand attachments is about 1 MiB.
 const MAX_INPUT: u64 = 16 << 20;
 
+const SUCCESS: u8 = 0;
+const FAILURE: u8 = 1;
+/// What a Rust program ends with after a panic.
+const PANICKED: u8 = 101;
+
+/// [`run`], and before it what the Rust runtime would have seen to: the standard streams are
+/// open, a reader that is gone is an error and no signal, and a panic ends here.
+pub fn run_bare() -> u8 {
+    if bare::prepare().is_err() {
+        return FAILURE;
+    }
+    std::panic::catch_unwind(run).unwrap_or(PANICKED)
+}
+
 /// Reads the call from the environment and standard input, does it, answers on
-/// standard output (CNI spec, section 2).
-pub fn run() -> ExitCode {
+/// standard output (CNI spec, section 2). The exit code.
+pub fn run() -> u8 {
     let start = Instant::now();
     let get = |name: &str| std::env::var(name).ok();
     // A person who tries the plugin by hand has no standard input to give.
@@ -32,7 +46,7 @@ pub fn run() -> ExitCode {
     {
         return print(
             &format!("weft CNI plugin {}\n", env!("CARGO_PKG_VERSION")),
-            ExitCode::SUCCESS,
+            SUCCESS,
         );
     }
     let mut input = Vec::new();
@@ -46,23 +60,23 @@ pub fn run() -> ExitCode {
         Ok(_) => call(&input, &get, start),
     };
     match result {
-        Ok(text) => print(&text, ExitCode::SUCCESS),
+        Ok(text) => print(&text, SUCCESS),
         Err(error) => {
             let version = Conf::version_text(&input)
                 .unwrap_or_else(|| SpecVersion::LATEST.as_str().to_owned());
             // Free text for logs goes to standard error, the error itself to standard output.
             let _ = writeln!(io::stderr(), "weft: {error}");
-            print(&format!("{}\n", error.to_json(&version)), ExitCode::FAILURE)
+            print(&format!("{}\n", error.to_json(&version)), FAILURE)
         }
     }
 }
 
-fn print(text: &str, code: ExitCode) -> ExitCode {
+fn print(text: &str, code: u8) -> u8 {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Ok(()) => code,
         // Whoever called is gone and would not know what was attached.
-        Err(_) => ExitCode::FAILURE,
+        Err(_) => FAILURE,
     }
 }
 

@@ -98,6 +98,7 @@ fn pods_reach_each_other_and_the_port_is_as_designed() {
     ] {
         assert_eq!(port[flag], value, "{flag}");
     }
+    assert_eq!((&link["inet6_addr_gen_mode"], &link["operstate"]), (&json!("none"), &json!("UP")));
     let fdb = node.sh(&format!("bridge fdb show dev {name}"));
     assert!(fdb.contains("0a:58:0a:20:00:02") && fdb.contains("static"), "{fdb}");
     assert!(node.kernel().contains("10.32.0.2 dev weft scope link"));

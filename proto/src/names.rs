@@ -28,6 +28,8 @@ pub const RUN_DIR: &str = "/run/weft";
 pub const LEASES_FILE: &str = "leases.json";
 /// Local API token, below the run directory (mode 0600, 64 hex digits and a newline).
 pub const TOKEN_FILE: &str = "token";
+/// Unix socket of the local API, below the run directory (mode 0600): the shim's way.
+pub const SOCKET_FILE: &str = "agent.sock";
 /// Directory below the run directory where the shim leaves a note of a DEL
 /// that the agent was not there to hear.
 pub const RELEASED_DIR: &str = "released";

@@ -9,6 +9,7 @@ mod policy;
 mod probes;
 mod routes;
 mod server;
+mod socket;
 mod stats;
 mod token;
 mod v1;
@@ -17,6 +18,7 @@ mod weave;
 use std::time::Duration;
 
 pub use server::{ApiOptions, serve, serve_metrics, serve_status};
+pub use socket::{SocketError, socket};
 pub use stats::{ApiStats, BUCKETS, HistogramSnapshot, StatsSnapshot};
 pub use token::Token;
 pub(crate) use v1::CONSENT;

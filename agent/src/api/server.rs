@@ -1,6 +1,7 @@
 //! Listeners: bounded connections, bounded time for heads, bounded life.
 
 use std::future::Future;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
@@ -40,9 +41,37 @@ pub struct ApiOptions {
     pub stats: Arc<ApiStats>,
 }
 
-/// Serves everything on `HTTP_ADDR` until `shutdown` completes.
+/// Where connections come from.
+pub(super) trait Source: Send {
+    /// A connection.
+    type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
+    /// The next one.
+    fn next(&self) -> impl Future<Output = io::Result<Self::Stream>> + Send;
+}
+
+impl Source for TcpListener {
+    type Stream = TcpStream;
+
+    async fn next(&self) -> io::Result<TcpStream> {
+        let (stream, _) = self.accept().await?;
+        let _ = stream.set_nodelay(true);
+        Ok(stream)
+    }
+}
+
+impl Source for UnixListener {
+    type Stream = UnixStream;
+
+    async fn next(&self) -> io::Result<UnixStream> {
+        Ok(self.accept().await?.0)
+    }
+}
+
+/// Serves everything on `HTTP_ADDR`, and on the socket file if there is one, until
+/// `shutdown` completes. Both have the same routes, checks and bounds.
 pub async fn serve(
     listener: TcpListener,
+    socket: Option<UnixListener>,
     backend: Arc<dyn Backend>,
     options: ApiOptions,
     shutdown: impl Future<Output = ()> + Send,
@@ -50,7 +79,23 @@ pub async fn serve(
     let ApiOptions { token, callers, limits, stats } = options;
     let local = Some(Local { token, callers });
     let api = Arc::new(Api::new(backend, local, limits, Arc::clone(&stats)));
-    listen(listener, routes::all(api), limits, stats, shutdown).await;
+    let router = routes::all(api);
+    let (stop, stopping) = watch::channel(());
+    let stopped = |mut stopping: watch::Receiver<()>| async move {
+        let _ = stopping.changed().await;
+    };
+    let tcp =
+        listen(listener, router.clone(), limits, Arc::clone(&stats), stopped(stopping.clone()));
+    let unix = async {
+        if let Some(socket) = socket {
+            listen(socket, router, limits, stats, stopped(stopping)).await;
+        }
+    };
+    let end = async {
+        shutdown.await;
+        drop(stop);
+    };
+    tokio::join!(tcp, unix, end);
 }
 
 /// Serves the read-only routes on `STATUS_ADDR` until `shutdown` completes.
@@ -78,7 +123,7 @@ pub async fn serve_metrics(
 }
 
 async fn listen(
-    listener: TcpListener,
+    listener: impl Source,
     router: Router,
     limits: Limits,
     stats: Arc<ApiStats>,
@@ -92,10 +137,10 @@ async fn listen(
         let accepted = tokio::select! {
             () = &mut shutdown => break,
             Some(_) = connections.join_next() => continue,
-            accepted = listener.accept() => accepted,
+            accepted = listener.next() => accepted,
         };
         let stream = match accepted {
-            Ok((stream, _)) => stream,
+            Ok(stream) => stream,
             Err(error) => {
                 tracing::warn!(%error, "cannot accept an HTTP connection");
                 tokio::time::sleep(BREATH).await;
@@ -106,7 +151,6 @@ async fn listen(
             stats.refused("connections");
             continue;
         };
-        let _ = stream.set_nodelay(true);
         let work = connection(stream, router.clone(), limits, stopping.clone());
         let stats = Arc::clone(&stats);
         connections.spawn(async move {

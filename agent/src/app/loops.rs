@@ -23,7 +23,8 @@ use crate::mesh::net::PeerNet;
 const GATHER: Duration = Duration::from_millis(250);
 /// The book of peers is written at most this often.
 const WRITE: Duration = Duration::from_secs(5);
-/// The end of settling must be seen without another event.
+/// The end of settling must be seen without another event: everything is handed over
+/// anew this often after a start.
 const SETTLING: Duration = Duration::from_secs(20);
 
 /// Ledger or members changed: lease table, book of peers, routes, intent.
@@ -33,12 +34,18 @@ pub(super) async fn follow(app: Arc<App>) {
     let mut leases = app.ipam.watch();
     let mut book = PeerBook::open(&app.config.state_dir.join("peers.json"));
     let (mut look_at, mut write_at) = (Instant::now(), Instant::now());
+    let mut settle_at = Some(Instant::now() + SETTLING);
     let (mut unwritten, mut stale) = (false, true);
     let mut known: Option<Arc<Ledger>> = None;
     let mut ranges = Vec::new();
     loop {
         let ledger = ledgers.borrow_and_update().clone();
         leases.borrow_and_update();
+        if settle_at.is_some_and(|at| Instant::now() >= at) {
+            let settling = app.started.elapsed() < super::SETTLE_AT_MOST;
+            settle_at = settling.then(|| Instant::now() + SETTLING);
+            stale = true;
+        }
         if ledger.cluster().is_some() {
             if known.as_ref().is_none_or(|known| !Arc::ptr_eq(known, &ledger)) {
                 app.ipam.follow(&ledger);
@@ -61,7 +68,7 @@ pub(super) async fn follow(app: Arc<App>) {
                 unwritten |= news;
                 stale |= news;
             }
-            if stale || app.started.elapsed() < super::SETTLE_AT_MOST + SETTLING {
+            if stale {
                 stale = false;
                 let (peers, unknown) =
                     intent::peers(&ledger, &book, app.me, underlay_is_v6(&app.underlay));
@@ -82,12 +89,11 @@ pub(super) async fn follow(app: Arc<App>) {
                 unwritten = !store(&app, &book).await;
             }
         }
-        let settling = app.started.elapsed() < super::SETTLE_AT_MOST;
         tokio::select! {
             changed = ledgers.changed() => if changed.is_err() { return },
             changed = next_view(&mut views, look_at) => if !changed { return },
             changed = leases.changed() => if changed.is_err() { return },
-            () = tokio::time::sleep(SETTLING), if settling => {}
+            () = until(settle_at), if settle_at.is_some() => {}
             () = tokio::time::sleep_until(write_at.into()), if unwritten => {}
         }
     }
@@ -110,6 +116,14 @@ fn welcome_back(app: &App) {
 async fn next_view<T>(views: &mut watch::Receiver<T>, not_before: Instant) -> bool {
     tokio::time::sleep_until(not_before.into()).await;
     views.changed().await.is_ok()
+}
+
+/// Waits for that time, if there is one.
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Writes the book of peers; its disk may be slow.
@@ -196,7 +210,10 @@ pub(super) fn serve_http(
         limits,
         stats: Arc::clone(&stats),
     };
-    tasks.spawn(api::serve(http, Arc::clone(&backend), options, std::future::pending()));
+    let socket = api::socket(&app.config.run_dir)
+        .inspect_err(|e| tracing::warn!("{e}; the plugin goes by {}", app.config.http_addr));
+    let forever = std::future::pending();
+    tasks.spawn(api::serve(http, socket.ok(), Arc::clone(&backend), options, forever));
     if let Some(listener) = status {
         let (backend, stats) = (Arc::clone(&backend), Arc::clone(&stats));
         tasks.spawn(api::serve_status(listener, backend, limits, stats, std::future::pending()));

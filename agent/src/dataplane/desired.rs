@@ -243,9 +243,9 @@ fn sysctls(intent: &Intent, facts: &NodeFacts) -> BTreeMap<String, String> {
     set("net/bridge/bridge-nf-call-ip6tables".to_owned(), "0");
     // Same-node traffic is routed back out of the bridge: that is meant so.
     set(format!("net/ipv4/conf/{BRIDGE}/send_redirects"), "0");
-    if intent.pods.values().any(|pod| !pod.port_mappings.is_empty()) {
-        // Host ports on 127.0.0.1; the rule set keeps pods out of it.
-        set(format!("net/ipv4/conf/{BRIDGE}/route_localnet"), "1");
+    if has_ports(intent) {
+        let (path, value) = localnet();
+        set(path, value);
     }
     if has_v6(intent) {
         set("net/ipv6/conf/all/forwarding".to_owned(), "1");
@@ -258,6 +258,16 @@ fn sysctls(intent: &Intent, facts: &NodeFacts) -> BTreeMap<String, String> {
         }
     }
     out
+}
+
+/// Some pod has a host port.
+pub(crate) fn has_ports(intent: &Intent) -> bool {
+    intent.pods.values().any(|pod| !pod.port_mappings.is_empty())
+}
+
+/// The sysctl for host ports on 127.0.0.1; the rule set keeps pods out of it.
+pub(crate) fn localnet() -> (String, &'static str) {
+    (format!("net/ipv4/conf/{BRIDGE}/route_localnet"), "1")
 }
 
 /// A degraded condition.

@@ -21,7 +21,7 @@ use weft_proto::names::{MIN_MTU, NFT_TABLE, VXLAN};
 
 use super::apply::{Indexes, OpError, apply};
 use super::cleanup::failed;
-use super::desired::{Desired, DesiredPods, condition, desired, desired_pods};
+use super::desired::{Desired, DesiredPods, condition, desired, desired_pods, has_ports};
 use super::events::{Events, Source};
 use super::facts::{Mtu, is_ours, node_facts, underlay};
 use super::fights::{Fights, repair};
@@ -68,6 +68,8 @@ pub(crate) struct Driver {
     /// Conditions by where they come from.
     conditions: BTreeMap<&'static str, Vec<Condition>>,
     errors: Vec<String>,
+    /// Something that the report tells was done since it was last cleared.
+    news: bool,
     repairs: u64,
     last_repair: Option<String>,
     look_at: Instant,
@@ -115,6 +117,7 @@ impl Driver {
             mtu: Mtu { value: 0, source: String::new() },
             conditions: BTreeMap::new(),
             errors: Vec::new(),
+            news: false,
             repairs: 0,
             last_repair: None,
             look_at: Instant::now() + LOOK,
@@ -153,9 +156,9 @@ impl Driver {
         let now = Instant::now();
         if changed {
             self.gathering = true;
-            // Looking takes at most a fifth of the time, however busy others are.
+            // Looking takes at most a tenth of the time, however busy others are.
             let gather = GATHER * 2_u32.saturating_pow(self.busy.min(5));
-            let gather = gather.max(self.cost * 4).min(GATHER_MAX);
+            let gather = gather.max(self.cost * 9).min(GATHER_MAX);
             self.look_at = self.look_at.min(now + gather);
         }
         if now >= self.look_at {
@@ -225,14 +228,16 @@ impl Driver {
         }
     }
 
-    /// Applies something, and tells whoever waits for it how that went; if it was `quick`,
-    /// before the report, which takes the longer the more pods there are.
+    /// Applies something, and tells whoever waits for it how that went. The report takes the
+    /// longer the more pods there are: what was `quick` and changed nothing that only we know
+    /// leaves it to the look that follows every attach and release.
     fn settle(
         &mut self,
         generation: u64,
         quick: bool,
         apply: impl FnOnce(&mut Self) -> Result<(), DataplaneError>,
     ) {
+        self.news = false;
         let result = apply(self).err();
         self.generation = generation;
         self.rules_behind = result.is_some();
@@ -240,13 +245,10 @@ impl Driver {
             tracing::error!(%error, "rules not applied");
             self.look_at = self.look_at.min(Instant::now() + RETRY);
         }
-        if !quick {
+        if !quick || self.news || result.is_some() {
             self.report(false);
         }
         self.shared.applied.send_replace(Applied { generation, result });
-        if quick {
-            self.report(false);
-        }
     }
 
     /// The quick way: no look at the kernel.
@@ -414,6 +416,7 @@ impl Driver {
     }
 
     fn want_pods(&mut self) {
+        self.news = true;
         let intent = self.intent.clone().unwrap_or_default();
         self.pods = desired_pods(&intent, self.config.hairpin);
         let (elements, conflicts) = elements(&intent);
@@ -453,6 +456,7 @@ impl Driver {
         if plan.ops.is_empty() {
             return Vec::new();
         }
+        self.news = true;
         let mut indexes: Indexes =
             self.observed.links.iter().map(|(name, link)| (name.clone(), link.index)).collect();
         let observed = &mut self.observed;
@@ -519,11 +523,6 @@ impl Driver {
             underlay(&self.observed.host, self.config.underlay).iter().map(|(_, n)| *n).collect();
         report.addresses = self.observed.host.addrs.iter().map(|(_, net, _)| net.addr()).collect();
     }
-}
-
-/// Some pod has a host port.
-fn has_ports(intent: &Intent) -> bool {
-    intent.pods.values().any(|pod| !pod.port_mappings.is_empty())
 }
 
 #[allow(unsafe_code, reason = "netlink-sys has no AsFd")]

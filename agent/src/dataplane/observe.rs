@@ -10,12 +10,16 @@ use weft_proto::names::{BRIDGE, RT_PROTOCOL, VXLAN};
 use super::inet;
 use super::model::{HostFacts, Kind, Link, Mac, Nexthop, Observed, PortFlags, Via};
 use super::netlink::Kernel;
-use super::netlink::codec::{attr, attrs, ip, text, u16_at, u32_at};
+use super::netlink::codec::{Writer, attr, attrs, ip, text, u16_at, u32_at};
 use super::netlink::socket::{Refused, Requests};
 
 const RTM_GETLINK: u16 = 18;
 const RTM_GETNEIGH: u16 = 30;
 const RTM_GETNEXTHOP: u16 = 106;
+
+const IFLA_EXT_MASK: u16 = 29;
+/// Counters are more than half of what a link has to say, and nothing to us.
+const RTEXT_FILTER_SKIP_STATS: u32 = 8;
 
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
@@ -67,7 +71,11 @@ fn retried<T>(mut read: impl FnMut() -> Result<T, Refused>) -> Result<T, Refused
 /// All links by name.
 pub(crate) fn links(route: &mut Requests) -> Result<BTreeMap<String, Link>, Refused> {
     let mut found = Vec::new();
-    route.dump(RTM_GETLINK, |w| w.raw(&[0; 16]), |_, payload| found.extend(parse_link(payload)))?;
+    let ask = |w: &mut Writer| {
+        w.raw(&[0; 16]);
+        w.attr_u32(IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS);
+    };
+    route.dump(RTM_GETLINK, ask, |_, payload| found.extend(parse_link(payload)))?;
     let names: BTreeMap<u32, String> =
         found.iter().map(|(name, _, link)| (link.index, name.clone())).collect();
     let named = |(name, master, mut link): (String, Option<u32>, Link)| {

@@ -37,6 +37,9 @@ const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
 const IFLA_MASTER: u16 = 10;
 const IFLA_LINKINFO: u16 = 18;
+const IFLA_AF_SPEC: u16 = 26;
+const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
+const IN6_ADDR_GEN_MODE_NONE: u8 = 1;
 const IFLA_IFALIAS: u16 = 20;
 const IFLA_NET_NS_FD: u16 = 28;
 const IFLA_NUM_TX_QUEUES: u16 = 31;
@@ -230,8 +233,19 @@ pub(crate) fn set_master(host: &str, bridge: u32, mtu: u32) -> Message {
         .number(IFLA_MASTER, bridge)
 }
 
+/// No IPv6 link-local address for the host end: nobody speaks to it, its neighbour is the
+/// bridge. With one, every pod costs the host three routes, a multicast group and an
+/// address, and the kernel goes through all pods' whenever a device changes its state.
+pub(crate) fn no_link_local(host: &str) -> Message {
+    let mode = nest().attribute(IFLA_INET6_ADDR_GEN_MODE, &[IN6_ADDR_GEN_MODE_NONE]);
+    link(RTM_SETLINK, 0, false)
+        .text(IFLA_IFNAME, host)
+        .nested(IFLA_AF_SPEC, nest().nested(u16::from(AF_INET6), mode))
+}
+
 /// The host end as a port: known by its alias, isolated, nothing learned or
-/// flooded, up.
+/// flooded. Not up yet: on a device that is up, each of these would be a change of its
+/// state, and told to all that listen.
 pub(crate) fn set_port(host: &str, alias: &str, hairpin: bool) -> Message {
     let mut port = nest();
     for (flag, value) in [
@@ -245,7 +259,7 @@ pub(crate) fn set_port(host: &str, alias: &str, hairpin: bool) -> Message {
         port = port.attribute(flag, &[u8::from(value)]);
     }
     let info = nest().text(IFLA_INFO_SLAVE_KIND, "bridge").nested(IFLA_INFO_SLAVE_DATA, port);
-    link(RTM_NEWLINK, 0, true)
+    link(RTM_NEWLINK, 0, false)
         .text(IFLA_IFNAME, host)
         // Its bytes are kept as they come: no end mark.
         .attribute(IFLA_IFALIAS, alias.as_bytes())

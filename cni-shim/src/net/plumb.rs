@@ -19,6 +19,8 @@ const UPSERT: u16 = CREATE | REPLACE;
 const ONCE: u16 = CREATE | EXCLUSIVE;
 const GONE: &[Errno] = &[Errno::ENODEV, Errno::ENOENT, Errno::ESRCH, Errno::EADDRNOTAVAIL];
 const THERE: &[Errno] = &[Errno::EEXIST];
+/// A kernel without IPv6, or a device too small for it.
+const WITHOUT_IPV6: &[Errno] = &[Errno::EAFNOSUPPORT, Errno::EOPNOTSUPP, Errno::EINVAL];
 
 /// What one attachment shall look like.
 #[derive(Debug)]
@@ -217,6 +219,8 @@ impl Wiring<'_> {
                 format!("create the pair {name} - {ifname} on bridge {}", self.bridge),
             );
         }
+        let what = format!("keep IPv6 off {name}");
+        batch.add_tolerant(message::no_link_local(name), 0, what, WITHOUT_IPV6);
         batch.add(
             message::set_port(name, &self.alias, self.hairpin),
             0,
@@ -234,6 +238,7 @@ impl Wiring<'_> {
             })?;
 
         let mut batch = Batch::default();
+        batch.add(message::set_up(end.index), 0, format!("bring {name} up"));
         batch.add(
             message::new_fdb(end.index, self.mac),
             UPSERT,

@@ -1,8 +1,11 @@
 //! Strangers, garbage, and clients that will not go away: an error with a name,
 //! a counter, and nothing else changes.
 
+use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
@@ -190,6 +193,36 @@ fn changes_need_the_token() -> Result {
     }
     ensure!(essence(node)? == before, "it changed something");
     Ok(())
+}
+
+#[test]
+fn the_socket_file_is_roots_alone_and_has_the_same_checks() -> Result {
+    let mut cluster = Cluster::builder().nodes(1).start()?;
+    let path = cluster.node(1).spec().run_dir().join(names::SOCKET_FILE);
+    let mode = || Ok::<_, std::io::Error>(fs::metadata(&path)?.permissions().mode() & 0o777);
+    let expect = |head: &str, code: u16| -> Result {
+        let mut stream = UnixStream::connect(&path)?;
+        stream.set_read_timeout(Some(Duration::from_secs(20)))?;
+        write!(stream, "{head}\r\nConnection: close\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        ensure!(answer.starts_with(&format!("HTTP/1.1 {code} ")), "{head:?}: {answer}");
+        Ok(())
+    };
+    ensure!(mode()? == 0o600, "others can connect");
+    expect("GET /v1/ready HTTP/1.1\r\nHost: localhost", 200)?;
+    expect("GET /v1/ready HTTP/1.1\r\nHost: evil.example", 403)?;
+    expect("GET /v1/ready HTTP/1.1\r\nHost: localhost\r\nOrigin: http://evil.example", 403)?;
+    expect("DELETE /v1/attachments/thief/eth0 HTTP/1.1\r\nHost: localhost", 403)?;
+    expect("DELETE /peer HTTP/1.1\r\nHost: localhost", 403)?;
+    // Without it the plugin goes by TCP; the next start makes it anew.
+    fs::remove_file(&path)?;
+    let first = cluster.node(1).add_pod()?;
+    cluster.node_mut(1).restart()?;
+    ensure!(mode()? == 0o600, "others can connect after a restart");
+    expect("GET /v1/ready HTTP/1.1\r\nHost: localhost", 200)?;
+    let second = cluster.node(1).add_pod()?;
+    cluster.assert_reachable(&[first, second]).map(drop)
 }
 
 #[test]

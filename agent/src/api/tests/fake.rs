@@ -304,7 +304,7 @@ impl Server {
         let mut server =
             Self::listen(Arc::default(), |listener, backend, _, stats, stop| async move {
                 let options = ApiOptions { token: given, callers, limits, stats };
-                serve(listener, backend, options, stop).await;
+                serve(listener, None, backend, options, stop).await;
             })
             .await;
         server.token = token;

@@ -86,7 +86,7 @@ pub(super) async fn serve(
     let closed = async {
         let _ = closed.await;
     };
-    api::serve(listener, room, options, closed).await;
+    api::serve(listener, None, room, options, closed).await;
 }
 
 impl Backend for Room {

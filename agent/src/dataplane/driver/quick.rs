@@ -1,22 +1,23 @@
 //! Pods that came or went: what that changes, and nothing else is looked at, so
 //! that it costs the same however many pods and peers there are.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 
 use weft_proto::names::{BRIDGE, VXLAN};
 
 use super::super::DataplaneError;
-use super::super::desired::{DesiredPods, desired_pod, host_net};
+use super::super::desired::{DesiredPods, desired_pod, has_ports, host_net, localnet};
 use super::super::handle::PodChange;
 use super::super::intent::{Intent, PodIntent};
-use super::super::model::Observed;
-use super::super::nft::ruleset::{ElementKey, Elements, sources};
+use super::super::model::{Observed, Op};
+use super::super::nft::ruleset::{ElementKey, Elements, pod_elements};
 use super::super::nft::transaction;
-use super::super::plan::plan_pods;
+use super::super::plan::{Plan, plan_pods};
+use super::super::sysctl;
+use super::Driver;
 use super::reaping::REAP;
-use super::{Driver, has_ports};
 
 /// The intent after the changes.
 pub(super) fn change(intent: &mut Intent, changes: &[PodChange]) {
@@ -47,16 +48,27 @@ impl Touched {
         self.before.iter().chain(&self.after)
     }
 
+    /// One of these wants a host port that another pod has: who gets it depends on all.
+    fn clashes(&self, elements: &Elements) -> bool {
+        let gone: BTreeSet<_> = self.before.iter().flat_map(pod_elements).map(|(k, _)| k).collect();
+        let mut new = Elements::new();
+        self.after.iter().flat_map(pod_elements).any(|(key, value)| {
+            let there = elements.get(&key).filter(|_| !gone.contains(&key));
+            let taken = there.is_some_and(|other| *other != value);
+            taken || new.insert(key, value.clone()).is_some_and(|other| other != value)
+        })
+    }
+
     /// Takes them over into what is wanted of all pods.
     fn want(&self, pods: &mut DesiredPods, elements: &mut Elements) {
         for pod in &self.before {
             pods.pods.remove(&pod.host_ifname);
-            sources(pod).for_each(|key| drop(elements.remove(&key)));
+            pod_elements(pod).for_each(|(key, _)| drop(elements.remove(&key)));
         }
         for pod in &self.after {
             let (name, wiring) = desired_pod(pod);
             pods.pods.insert(name, wiring);
-            elements.extend(sources(pod).map(|key| (key, Vec::new())));
+            elements.extend(pod_elements(pod));
         }
     }
 
@@ -97,14 +109,19 @@ impl Driver {
             return Ok(());
         };
         let touched = Touched::of(intent, changes);
-        // A host port can be wanted twice: who has it depends on all pods.
         let ports = touched.all().any(|pod| !pod.port_mappings.is_empty());
+        // As long as nobody wants what another has, host ports are elements like others.
+        let fought = self.conditions.get("ports").is_some_and(|found| !found.is_empty());
+        let clash = ports && (fought || touched.clashes(&self.elements));
         let had_ports = has_ports(intent);
         change(Arc::make_mut(intent), changes);
-        let (settling, same_ports) = (intent.settling, had_ports == has_ports(intent));
+        let (settling, has_ports) = (intent.settling, has_ports(intent));
         self.wait_for_reaper();
-        if ports || self.rules_behind || self.rules.tables != self.ruleset.tables {
-            return self.carry_out(same_ports);
+        if clash || self.rules_behind || self.rules.tables != self.ruleset.tables {
+            return self.carry_out(had_ports == has_ports);
+        }
+        if had_ports != has_ports {
+            self.want_localnet(has_ports);
         }
         touched.want(&mut self.pods, &mut self.elements);
         // Rules first: no pod is reachable before its isolation.
@@ -118,6 +135,22 @@ impl Driver {
             self.reap_at.get_or_insert_with(|| Instant::now() + REAP);
         }
         result
+    }
+
+    /// The first host port of a node wants a sysctl that nothing else does; without any, it
+    /// stays as it is.
+    fn want_localnet(&mut self, wanted: bool) {
+        let (path, value) = localnet();
+        if !wanted {
+            self.desired.sysctls.remove(&path);
+            return;
+        }
+        self.desired.sysctls.insert(path.clone(), value.to_owned());
+        self.observed.sysctls.extend(sysctl::read(vec![path.clone()]));
+        if self.observed.sysctls.get(&path).is_some_and(|found| found != value) {
+            let ops = vec![Op::SetSysctl(path, value.to_owned())];
+            self.execute(&Plan { ops, ..Plan::default() });
+        }
     }
 
     /// Sets and removes the elements of these pods in one transaction.
@@ -145,7 +178,7 @@ fn edits(
     there: &Elements,
     settling: bool,
 ) -> (Elements, Elements) {
-    let keys: Vec<ElementKey> = touched.all().flat_map(sources).collect();
+    let keys: Vec<ElementKey> = touched.all().flat_map(pod_elements).map(|(k, _)| k).collect();
     let some = |of: &Elements| -> Elements {
         keys.iter()
             .filter_map(|key| of.get_key_value(key))
@@ -166,6 +199,7 @@ mod tests {
     use std::net::{IpAddr, Ipv4Addr};
 
     use proptest::prelude::*;
+    use weft_proto::api::PortMapping;
     use weft_proto::attachment::AttachmentKey;
     use weft_proto::names::{host_ifname, pod_mac};
 
@@ -176,8 +210,17 @@ mod tests {
     use crate::dataplane::plan::plan;
     use crate::dataplane::tests::pure::facts;
 
-    /// A pod with some of a few addresses; none when it goes.
-    fn pod(number: u8, addresses: &[u8]) -> PodChange {
+    fn mapping(port: u8) -> PortMapping {
+        PortMapping {
+            host_port: 8000 + u16::from(port),
+            container_port: 80,
+            protocol: "tcp".to_owned(),
+            host_ip: None,
+        }
+    }
+
+    /// A pod with some of a few addresses, and of a few host ports; none when it goes.
+    fn pod(number: u8, addresses: &[u8], ports: &[u8]) -> PodChange {
         let key = AttachmentKey { container_id: format!("c{number}"), ifname: "eth0".to_owned() };
         let addresses: Vec<IpAddr> =
             addresses.iter().map(|n| Ipv4Addr::new(10, 32, 0, *n).into()).collect();
@@ -185,7 +228,7 @@ mod tests {
             host_ifname: host_ifname(&key.container_id, &key.ifname),
             mac: pod_mac(*first),
             addresses: addresses.clone(),
-            port_mappings: Vec::new(),
+            port_mappings: ports.iter().map(|port| mapping(*port)).collect(),
         });
         (key, pod)
     }
@@ -193,7 +236,7 @@ mod tests {
     /// Whether every address has one pod, as the leases guarantee.
     fn is_sound(intent: &Intent) -> bool {
         let all: Vec<_> = intent.pods.values().flat_map(|pod| &pod.addresses).collect();
-        let once: std::collections::BTreeSet<_> = all.iter().collect();
+        let once: BTreeSet<_> = all.iter().collect();
         all.len() == once.len()
     }
 
@@ -218,7 +261,10 @@ mod tests {
         #[test]
         fn the_quick_way_ends_where_the_full_one_does(
             batches in prop::collection::vec(
-                prop::collection::vec((0_u8..5, prop::collection::btree_set(2_u8..9, 0..3)), 1..4),
+                prop::collection::vec(
+                    (0_u8..5, prop::collection::btree_set(2_u8..9, 0..3),
+                     prop::collection::btree_set(0_u8..6, 0..2)),
+                    1..4),
                 1..12),
         ) {
             let mut intent = Intent {
@@ -230,6 +276,7 @@ mod tests {
             let mut pods = desired_pods(&intent, true);
             let (mut all, _) = elements(&intent);
             let mut rules = all.clone();
+            let mut fought = false;
             let mut kernel = Observed::default();
             for op in plan(&wanted, &pods, &kernel, false).ops {
                 kernel.apply(&op);
@@ -237,7 +284,10 @@ mod tests {
             for batch in batches {
                 let changes: Vec<PodChange> = batch
                     .iter()
-                    .map(|(number, set)| pod(*number, &set.iter().copied().collect::<Vec<_>>()))
+                    .map(|(number, set, ports)| {
+                        let ports: Vec<_> = ports.iter().copied().collect();
+                        pod(*number, &set.iter().copied().collect::<Vec<_>>(), &ports)
+                    })
                     .collect();
                 let mut next = intent.clone();
                 change(&mut next, &changes);
@@ -249,10 +299,21 @@ mod tests {
                 wire(&mut kernel, &touched);
                 let mut full = kernel.clone();
 
-                touched.want(&mut pods, &mut all);
-                let (from, to) = edits(&touched, &all, &rules, false);
-                from.keys().for_each(|key| drop(rules.remove(key)));
-                rules.extend(to);
+                let (whole, conflicts) = elements(&intent);
+                let clash = fought || touched.clashes(&all);
+                // What is refused the quick way is refused with reason, and nothing else is.
+                prop_assert!(clash || conflicts.is_empty());
+                prop_assert_eq!(touched.clashes(&all) && !fought, !fought && !conflicts.is_empty());
+                fought = !conflicts.is_empty();
+                if clash {
+                    pods = desired_pods(&intent, true);
+                    (all, rules) = (whole.clone(), whole);
+                } else {
+                    touched.want(&mut pods, &mut all);
+                    let (from, to) = edits(&touched, &all, &rules, false);
+                    from.keys().for_each(|key| drop(rules.remove(key)));
+                    rules.extend(to);
+                }
                 let ops =
                     plan_pods(&wanted, &touched.desired(&pods), &touched.seen(&kernel), false).ops;
                 ops.iter().for_each(|op| kernel.apply(op));
@@ -274,8 +335,8 @@ mod tests {
             then in prop::collection::btree_set(2_u8..9, 0..3),
         ) {
             let mut intent = Intent { settling: true, ..Intent::default() };
-            let of = |set: &std::collections::BTreeSet<u8>| {
-                pod(1, &set.iter().copied().collect::<Vec<_>>())
+            let of = |set: &BTreeSet<u8>| {
+                pod(1, &set.iter().copied().collect::<Vec<_>>(), &[])
             };
             change(&mut intent, &[of(&first)]);
             let (mut all, _) = elements(&intent);

@@ -314,13 +314,7 @@ pub fn elements(intent: &Intent) -> (Elements, Vec<Condition>) {
     let mut out = Elements::new();
     let mut conditions = Vec::new();
     for (key, pod) in &intent.pods {
-        out.extend(sources(pod).map(|key| (key, Vec::new())));
-        for address in pod.addresses.iter().filter(|_| !pod.port_mappings.is_empty()) {
-            let hairpin = if address.is_ipv6() { "hairpin6" } else { "hairpin4" };
-            let twice = octets(*address).repeat(2);
-            out.insert((Family::Inet, hairpin, twice), Vec::new());
-        }
-        for (element, value) in port_elements(pod) {
+        for (element, value) in pod_elements(pod) {
             match out.get(&element) {
                 Some(other) if *other != value => conditions.push(condition(
                     "HostPortConflict",
@@ -336,8 +330,18 @@ pub fn elements(intent: &Intent) -> (Elements, Vec<Condition>) {
     (out, conditions)
 }
 
-/// What a pod may send: all its elements, unless it has host ports.
-pub fn sources(pod: &PodIntent) -> impl Iterator<Item = ElementKey> + '_ {
+/// The elements of one pod, those of its host ports last.
+pub fn pod_elements(pod: &PodIntent) -> impl Iterator<Item = (ElementKey, Vec<u8>)> + '_ {
+    let with_ports = pod.addresses.iter().filter(|_| !pod.port_mappings.is_empty());
+    let hairpins = with_ports.map(|address| {
+        let set = if address.is_ipv6() { "hairpin6" } else { "hairpin4" };
+        (Family::Inet, set, octets(*address).repeat(2))
+    });
+    sources(pod).chain(hairpins).map(|key| (key, Vec::new())).chain(port_elements(pod))
+}
+
+/// What a pod may send.
+fn sources(pod: &PodIntent) -> impl Iterator<Item = ElementKey> + '_ {
     pod.addresses.iter().map(|address| {
         let set = if address.is_ipv6() { "pods6" } else { "pods4" };
         let mut bytes = ifname(&pod.host_ifname).to_vec();

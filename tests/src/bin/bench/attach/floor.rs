@@ -13,16 +13,16 @@ use nix::sys::socket::{
 };
 use weft_agent::lab::netns::Netns;
 
-const BRIDGE: &str = "floor0";
-const HOST: &str = "floorpod";
+use super::plugins::Sandbox;
+
+const BRIDGE: &str = "floor";
 const POD: &str = "eth0";
-const MAC: [u8; 6] = [0x0a, 0x58, 10, 97, 0, 2];
-const ADDRESS: [u8; 4] = [10, 97, 0, 2];
 const GATEWAY: [u8; 4] = [169, 254, 1, 1];
 
 const NEWLINK: u16 = 16;
 const DELLINK: u16 = 17;
 const GETLINK: u16 = 18;
+const SETLINK: u16 = 19;
 const NEWADDR: u16 = 20;
 const NEWROUTE: u16 = 24;
 const DELROUTE: u16 = 25;
@@ -30,9 +30,29 @@ const NEWNEIGH: u16 = 28;
 const DELNEIGH: u16 = 29;
 const CREATE: u16 = 0x600;
 const UP: u32 = 1;
+/// Of links that go.
+const GROUP: [u8; 4] = *b"flor";
 const INET: u8 = 2;
 /// struct rtmsg: a /32 of the main table, straight on a link.
 const ON_LINK: [u8; 12] = [INET, 32, 0, 0, 254, 117, 253, 1, 0, 0, 0, 0];
+
+/// What is different from pod to pod.
+struct Pod {
+    host: String,
+    mac: [u8; 6],
+    address: [u8; 4],
+}
+
+impl Pod {
+    fn new(number: u16) -> Self {
+        let [high, low] = number.to_be_bytes();
+        Self {
+            host: format!("floor{number}"),
+            mac: [0x0a, 0x58, 10, 97, high, low],
+            address: [10, 97, high, low],
+        }
+    }
+}
 
 /// A node of its own.
 pub(crate) struct Floor {
@@ -136,37 +156,50 @@ fn indexes(message: &[u8]) -> Option<(u32, u32)> {
 impl Floor {
     /// In `netns`, which has no network of ours.
     pub(crate) fn new(netns: Netns) -> Result<Self> {
-        netns.ip(&format!("link add {BRIDGE} mtu 1450 type bridge\nlink set {BRIDGE} up\n"))?;
+        // An address of its own: taking each new port's, it would forget all neighbours.
+        let mac = "0a:58:0a:61:ff:fe";
+        netns.ip(&format!(
+            "link add {BRIDGE} address {mac} mtu 1450 type bridge\nlink set {BRIDGE} up\n"
+        ))?;
         let bridge = netns.run(|| nix::net::if_::if_nametoindex(BRIDGE))??;
         Ok(Self { netns, bridge })
     }
 
     /// Makes an attachment; how long it took.
-    pub(crate) fn add(&self, sandbox: &Netns) -> Result<Duration> {
+    pub(crate) fn add(&self, sandbox: &Sandbox) -> Result<Duration> {
         self.netns.run(|| self.attach(sandbox))?
     }
 
-    /// Removes it; nobody measures that.
-    pub(crate) fn del(&self) -> Result<()> {
+    /// Removes attachments; nobody measures that.
+    pub(crate) fn del(&self, sandboxes: &[Sandbox]) -> Result<()> {
         let bridge = self.bridge.to_ne_bytes();
-        let batch = Batch::default()
-            .add(DELROUTE, 0, &ON_LINK, &[(1, &ADDRESS), (4, &bridge)])
-            .add(DELNEIGH, 0, &neighbour(INET, self.bridge, 0, 0), &[(1, &ADDRESS)])
-            .add(DELLINK, 0, &link(0, 0), &[(3, &text(HOST))]);
-        self.netns.run(|| batch.run(&open()?).map(drop))?
+        self.netns.run(|| {
+            let socket = open()?;
+            for sandbox in sandboxes {
+                let Pod { host, address, .. } = Pod::new(sandbox.number);
+                Batch::default()
+                    .add(DELROUTE, 0, &ON_LINK, &[(1, &address), (4, &bridge)])
+                    .add(DELNEIGH, 0, &neighbour(INET, self.bridge, 0, 0), &[(1, &address)])
+                    .add(SETLINK, 0, &link(0, 0), &[(3, &text(&host)), (27, &GROUP)])
+                    .run(&socket)?;
+            }
+            // All at once: each by itself waits for a grace period.
+            Batch::default().add(DELLINK, 0, &link(0, 0), &[(27, &GROUP)]).run(&socket).map(drop)
+        })?
     }
 
-    fn attach(&self, sandbox: &Netns) -> Result<Duration> {
+    fn attach(&self, sandbox: &Sandbox) -> Result<Duration> {
+        let Pod { host: name, mac, address: ip } = Pod::new(sandbox.number);
         let home = File::open("/proc/thread-self/ns/net")?;
         let start = Instant::now();
-        let inside = File::open(sandbox.path())?;
+        let inside = File::open(sandbox.netns.path())?;
         let host = open()?;
         let (one, mtu) = (1_u32.to_ne_bytes(), 1450_u32.to_ne_bytes());
         let bridge = self.bridge.to_ne_bytes();
         let namespace = inside.as_raw_fd().to_ne_bytes();
         let mut peer = link(0, 0);
         let list: [(u16, &[u8]); 6] =
-            [(3, &text(POD)), (1, &MAC), (4, &mtu), (31, &one), (32, &one), (28, &namespace)];
+            [(3, &text(POD)), (1, &mac), (4, &mtu), (31, &one), (32, &one), (28, &namespace)];
         peer.extend(attributes(&list));
         let veth = attributes(&[(1, &text("veth")), (2, &attributes(&[(1, &peer)]))]);
         let flags = attributes(&[(33, &[1]), (8, &[0]), (9, &[0]), (27, &[0]), (30, &[0])]);
@@ -176,21 +209,16 @@ impl Floor {
                 NEWLINK,
                 CREATE,
                 &link(0, 0),
-                &[(3, &text(HOST)), (4, &mtu), (10, &bridge), (31, &one), (32, &one), (18, &veth)],
+                &[(3, &text(&name)), (4, &mtu), (10, &bridge), (31, &one), (32, &one), (18, &veth)],
             )
-            .add(NEWLINK, 0, &link(0, UP), &[(3, &text(HOST)), (20, b"floor"), (18, &port)])
-            .add(GETLINK, 0, &link(0, 0), &[(3, &text(HOST))])
+            .add(NEWLINK, 0, &link(0, UP), &[(3, &text(&name)), (20, b"floor"), (18, &port)])
+            .add(GETLINK, 0, &link(0, 0), &[(3, &text(&name))])
             .run(&host)?;
         let (own, other) = indexes(&made).context("the kernel does not show the pair")?;
         Batch::default()
-            .add(NEWNEIGH, CREATE, &neighbour(7, own, 0x40, 4), &[(2, &MAC)])
-            .add(
-                NEWNEIGH,
-                CREATE,
-                &neighbour(INET, self.bridge, 0x80, 0),
-                &[(1, &ADDRESS), (2, &MAC)],
-            )
-            .add(NEWROUTE, CREATE, &ON_LINK, &[(1, &ADDRESS), (4, &bridge)])
+            .add(NEWNEIGH, CREATE, &neighbour(7, own, 0x40, 4), &[(2, &mac)])
+            .add(NEWNEIGH, CREATE, &neighbour(INET, self.bridge, 0x80, 0), &[(1, &ip), (2, &mac)])
+            .add(NEWROUTE, CREATE, &ON_LINK, &[(1, &ip), (4, &bridge)])
             .run(&host)?;
         setns(&inside, CloneFlags::CLONE_NEWNET)?;
         let pod = open()?;
@@ -202,8 +230,8 @@ impl Floor {
         Batch::default()
             .add(NEWLINK, 0, &link(1, UP), &[])
             .add(NEWLINK, 0, &link(other, UP), &[])
-            .add(NEWADDR, CREATE, &address, &[(2, &ADDRESS), (1, &ADDRESS)])
-            .add(NEWNEIGH, CREATE, &neighbour(INET, other, 0x80, 0), &[(1, &GATEWAY), (2, &MAC)])
+            .add(NEWADDR, CREATE, &address, &[(2, &ip), (1, &ip)])
+            .add(NEWNEIGH, CREATE, &neighbour(INET, other, 0x80, 0), &[(1, &GATEWAY), (2, &mac)])
             .add(NEWROUTE, CREATE, &ON_LINK, &[(1, &GATEWAY), (4, &index)])
             .add(NEWROUTE, CREATE, &default, &[(5, &GATEWAY), (4, &index)])
             .run(&pod)?;

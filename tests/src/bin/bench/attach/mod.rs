@@ -76,12 +76,13 @@ struct Bench {
     portmap: Ports,
     weft: Weft,
     weft_ports: Weft,
-    /// A node that stays nearly empty.
-    empty: Weft,
-    /// Leases of the node before anything.
-    before: usize,
-    singles: [Vec<Sandbox>; 4],
-    many: Vec<Sandbox>,
+    /// A node with few pods.
+    beside: Weft,
+    /// Leases of the two nodes before anything.
+    before: [usize; 2],
+    singles: [Vec<Sandbox>; 3],
+    /// Of the full node, of the one beside it, and of the kernel floor.
+    many: [Vec<Sandbox>; 3],
 }
 
 impl Bench {
@@ -101,22 +102,25 @@ impl Bench {
             portmap: Ports::new(theirs, cluster.directory())?,
             weft: shim(cluster.node(1), false),
             weft_ports: shim(cluster.node(1), true),
-            empty: shim(cluster.node(2), false),
-            before: cluster.node(1).status()?.ipam.leases,
+            beside: shim(cluster.node(2), false),
+            before: [cluster.node(1).status()?.ipam.leases, cluster.node(2).status()?.ipam.leases],
             singles: [
                 sandboxes(&cluster, "b", 0, AT_ONCE)?,
                 sandboxes(&cluster, "w", 100, AT_ONCE)?,
                 sandboxes(&cluster, "f", 200, 1)?,
-                sandboxes(&cluster, "e", 300, 1)?,
             ],
-            many: sandboxes(&cluster, "m", 1000, MANY)?,
+            many: [
+                sandboxes(&cluster, "m", 1000, MANY)?,
+                sandboxes(&cluster, "e", 2000, EDGE)?,
+                sandboxes(&cluster, "g", 3000, MANY)?,
+            ],
             cluster,
         })
     }
 
     /// What DEL leaves to the kernel must not slow down the next one.
     fn settle(&self) -> Result<()> {
-        self.cluster.node(1).wait_clean(self.before, 0).map(drop)
+        self.cluster.node(1).wait_clean(self.before[0], 0).map(drop)
     }
 
     /// A process that does nothing.
@@ -133,7 +137,7 @@ impl Bench {
     }
 
     fn singles(&self, out: &mut Round) -> Result<()> {
-        let [theirs, ours, bare, _] = &self.singles;
+        let [theirs, ours, bare] = &self.singles;
         let (mut start, mut floor) = (Vec::new(), Vec::new());
         let mut plugins: [(&dyn Plugin, _, _, _); 2] = [
             (&self.bridge, theirs, Vec::new(), Vec::new()),
@@ -141,8 +145,8 @@ impl Bench {
         ];
         for turn in 0..SINGLE {
             start.push(self.start_process()?);
-            floor.push(self.floor.add(&bare[0].netns)?);
-            self.floor.del()?;
+            floor.push(self.floor.add(&bare[0])?);
+            self.floor.del(bare)?;
             for (plugin, sandboxes, add, del) in &mut plugins {
                 let sandbox = &sandboxes[turn % AT_ONCE];
                 add.push(plugin.add(sandbox)?);
@@ -195,29 +199,42 @@ impl Bench {
         Ok(())
     }
 
-    /// Many pods on one node. Beside the first and the last ones, a pod comes and goes on
-    /// a node that has none: the machine's own ups and downs are in both.
+    /// Many pods on one node. In turn with the first and the last ones, a pod comes to
+    /// another node that has at most `EDGE`, a process starts, and the kernel floor makes
+    /// the same pod on a node as full: the machine's own ups and downs are in all.
     fn many(&self, out: &mut Round) -> Result<()> {
         let edges = [
-            (0..EDGE, "first 50", "beside the first"),
-            (MANY - EDGE..MANY, "last 50", "beside the last"),
+            (0..EDGE, ["first 50", "beside the first", "floor first 50", "process first 50"]),
+            (MANY - EDGE..MANY, ["last 50", "beside the last", "floor last 50", "process last 50"]),
         ];
+        let [many, few, bare] = &self.many;
         let mut added = 0;
-        for (edge, here, beside) in edges {
-            for sandbox in &self.many[added..edge.start] {
+        for (edge, names) in edges {
+            let between = added..edge.start;
+            for (floor, sandbox) in bare[between.clone()].iter().zip(&many[between]) {
+                self.floor.add(floor)?;
                 self.weft.add(sandbox)?;
             }
-            let (mut full, mut empty) = (Vec::new(), Vec::new());
-            for sandbox in &self.many[edge.clone()] {
-                full.push(self.weft.add(sandbox)?);
-                let other = &self.singles[3][0];
-                empty.push(self.empty.add(other)?);
-                self.empty.del(other)?;
+            let mut times: [Vec<Duration>; 4] = Default::default();
+            for (number, beside) in edge.clone().zip(few) {
+                let took = [
+                    self.weft.add(&many[number])?,
+                    self.beside.add(beside)?,
+                    self.floor.add(&bare[number])?,
+                    self.start_process()?,
+                ];
+                times.iter_mut().zip(took).for_each(|(all, one)| all.push(one));
             }
             added = edge.end;
-            out.extend([(here, p50(&full)), (beside, p50(&empty))]);
+            out.extend(names.into_iter().zip(times.iter().map(|all| p50(all))));
+            // None may find what another of its name has left behind.
+            for beside in few {
+                self.beside.del(beside)?;
+            }
+            self.cluster.node(2).wait_clean(self.before[1], 0)?;
         }
-        for sandbox in &self.many {
+        self.floor.del(bare)?;
+        for sandbox in many {
             self.weft.del(sandbox)?;
         }
         self.settle()
@@ -280,9 +297,15 @@ fn judge(rounds: &[Round]) -> Vec<Ratio> {
         }),
         line(
             "add_500_beside",
-            "500 pods, ADD p50 of the last 50: weft / an empty node beside",
+            "500 pods, ADD p50 of the last 50: weft / a node with 50 beside",
             AtMost(1.25),
             &|v| v("last 50") / v("beside the last"),
+        ),
+        line(
+            "add_500_floor",
+            "500 pods, ADD p50 of the last 50: weft / (2 x floor at 500 + process start)",
+            AtMost(1.0),
+            &|v| v("last 50") / (2.0 * v("floor last 50") + v("process last 50")),
         ),
     ]
 }
