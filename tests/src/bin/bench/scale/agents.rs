@@ -82,7 +82,7 @@ fn enter(cluster: &Cluster, to: SocketAddr, number: usize) -> Result<NodeRecord>
         let reply: ProposeReply = reply.decode().context("the proposal failed")?;
         ensure!(!matches!(reply.outcome, Outcome::Refused(_)), "refused: {:?}", reply.outcome);
     }
-    connection.close(0_u32.into(), b"done");
+    stranger.leave(&connection)?;
     let host = u32::try_from(number)?;
     Ok(NodeRecord {
         underlay: vec![IpAddr::V4(Ipv4Addr::from(0xc612_0000 + host))],
