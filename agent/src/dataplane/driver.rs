@@ -14,6 +14,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ipnet::IpNet;
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use weft_proto::api::{Condition, Health};
@@ -408,7 +409,7 @@ impl Driver {
             .collect();
         self.observed.sysctls.extend(sysctl::read(missing));
         if !intent.ranges.is_empty() {
-            let underlay: Vec<_> = facts.underlay.iter().map(|net| net.addr()).collect();
+            let underlay: Vec<_> = facts.underlay.iter().map(IpNet::addr).collect();
             // While settling, nothing of an earlier life goes.
             let earlier = || self.rules.elements.keys().any(|(family, ..)| *family == Family::Inet);
             self.ruleset = ruleset(Wanted {
