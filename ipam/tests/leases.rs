@@ -68,12 +68,50 @@ fn what_an_earlier_life_freed_comes_back_last() {
     assert_eq!(order, want.map(ip));
     assert_eq!(t.freed(), []);
 
-    // What has gone to another node in the meantime is none of ours.
+    // What has gone to another node in the meantime is none of ours; it may come back.
     let mut t = LeaseTable::new(100);
     t.remember_freed(ip("10.0.0.2"), 10);
     t.set_blocks(&nets(&["10.0.0.0/24"]), &nets(&["10.0.0.8/29"]));
-    assert_eq!(t.freed(), []);
+    assert_eq!(t.freed(), [(ip("10.0.0.2"), 10)]);
     assert_eq!(t.allocate(&key(1), false, None, 30), Ok(ip("10.0.0.8")));
+}
+
+#[test]
+fn what_cools_down_does_so_also_while_its_block_is_away() {
+    let range = nets(&["10.0.0.0/24"]);
+    let mut t = table(&["10.0.0.0/24"], &["10.0.0.8/30"]);
+    for n in 1..=3 {
+        t.allocate(&key(n), false, None, 0).unwrap();
+    }
+    t.release(&key(1), 50);
+    // The block is lost, with a pod in it, and is back a moment later.
+    t.set_blocks(&range, &[]);
+    t.release(&key(2), 60);
+    assert_eq!(t.freed(), [(ip("10.0.0.8"), 50), (ip("10.0.0.9"), 60)]);
+    t.set_blocks(&range, &nets(&["10.0.0.8/30"]));
+    assert_eq!((t.free(false), t.ready(false, 149)), (3, 1));
+    let order: Vec<_> = (4..=6).map(|n| t.allocate(&key(n), false, None, 70).unwrap()).collect();
+    assert_eq!(order, ["10.0.0.11", "10.0.0.8", "10.0.0.9"].map(ip));
+
+    // Handed over, and refused by the ledger after the block had gone and come back.
+    let mut t = table(&["10.0.0.0/24"], &["10.0.0.8/31"]);
+    t.allocate(&key(1), false, None, 0).unwrap();
+    t.release(&key(1), 50);
+    t.withhold(net("10.0.0.8/31")).unwrap();
+    t.set_blocks(&range, &[]);
+    t.unwithhold(net("10.0.0.8/31"));
+    t.set_blocks(&range, &nets(&["10.0.0.8/31"]));
+    assert_eq!(t.allocate(&key(2), false, None, 60), Ok(ip("10.0.0.9")));
+
+    // Nothing is kept in mind for longer than it matters.
+    let mut t = table(&["10.0.0.0/24"], &["10.0.0.8/31"]);
+    for n in 1..=2 {
+        t.allocate(&key(n), false, None, 0).unwrap();
+    }
+    t.set_blocks(&range, &[]);
+    t.release(&key(1), 50);
+    t.release(&key(2), 150);
+    assert_eq!(t.freed(), [(ip("10.0.0.9"), 150)]);
 }
 
 #[test]
@@ -223,7 +261,7 @@ struct Model {
     blocks: Vec<IpNet>,
     held: BTreeMap<IpAddr, AttachmentKey>,
     withheld: BTreeSet<IpNet>,
-    /// Order in which addresses were freed; gone when the block is gone.
+    /// Order in which addresses were freed; nothing cools down in so short a time.
     freed: BTreeMap<IpAddr, u64>,
 }
 
@@ -255,9 +293,7 @@ impl Model {
 
     fn release(&mut self, address: IpAddr, serial: u64) {
         self.held.remove(&address);
-        if self.own(address) {
-            self.freed.insert(address, serial);
-        }
+        self.freed.insert(address, serial);
     }
 
     fn hold(&mut self, address: IpAddr, key: AttachmentKey) {
@@ -306,7 +342,8 @@ proptest! {
         let range = nets(&[RANGE]);
         let all = addresses(&range[0]);
         let quarters: Vec<IpNet> = range[0].subnets(30).unwrap().collect();
-        let mut table = table(&[RANGE], &["10.0.0.0/29", "10.0.0.24/29"]);
+        let mut table = LeaseTable::new(1_000);
+        table.set_blocks(&range, &nets(&["10.0.0.0/29", "10.0.0.24/29"]));
         let mut model = Model { blocks: nets(&["10.0.0.0/29", "10.0.0.24/29"]), ..Model::default() };
         for (step, serial) in steps.into_iter().zip(1u64..) {
             match step {
@@ -372,13 +409,6 @@ proptest! {
                         .map(|(a, k)| (k.clone(), *a))
                         .collect();
                     prop_assert_eq!(lost, want);
-                    let kept: BTreeMap<_, _> = model
-                        .freed
-                        .iter()
-                        .filter(|(a, _)| model.own(**a) || model.withheld.iter().any(|w| w.contains(*a)))
-                        .map(|(a, s)| (*a, *s))
-                        .collect();
-                    model.freed = kept;
                 }
                 Step::Donate(address) => {
                     let address = address.map(|i| *i.get(&all));
@@ -394,9 +424,6 @@ proptest! {
                         let prefix = *index.get(&model.withheld.iter().copied().collect::<Vec<_>>());
                         table.unwithhold(prefix);
                         model.withheld.remove(&prefix);
-                        let kept: BTreeMap<_, _> =
-                            model.freed.iter().filter(|(a, _)| model.own(**a) || !prefix.contains(*a)).map(|(a, s)| (*a, *s)).collect();
-                        model.freed = kept;
                     }
                 }
             }

@@ -14,6 +14,7 @@ pub(crate) mod intent;
 mod kubernetes;
 mod loops;
 mod own_address;
+mod owner;
 pub(crate) mod peers;
 mod policy;
 mod policy_feed;

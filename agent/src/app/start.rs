@@ -15,8 +15,8 @@ use weft_proto::names;
 use super::kubernetes::{self, Boot};
 use super::session::session;
 use super::{
-    App, LedgerRegistry, Routes, cni, form, founding, loops, own_address, policy, policy_feed,
-    probing, renew, sweep, underlay,
+    App, LedgerRegistry, Routes, cni, form, founding, loops, own_address, owner, policy,
+    policy_feed, probing, renew, sweep, underlay,
 };
 use crate::api;
 use crate::config::Config;
@@ -113,6 +113,7 @@ async fn serve(config: Config) -> Result<End> {
     make_dir(&config.state_dir, "STATE_DIR")?;
     make_dir(&config.run_dir, "RUN_DIR")?;
     form::admit(&config.state_dir)?;
+    owner::admit(&config.state_dir, &config.node_name)?;
     let identity = identity(&config.state_dir)?;
     let me = identity.node();
     let kube = Kube::find(&config)?;

@@ -166,7 +166,7 @@ pub const VARS: &[Var] = &[
     Var::new("NODE_IP", "", "a unicast IP address")
         .example("192.0.2.1")
         .help("this node's underlay address; default: found by route"),
-    Var::new("STATE_DIR", names::STATE_DIR, DIR).help("identity and ledger; must survive reboots"),
+    Var::new("STATE_DIR", names::STATE_DIR, DIR).help("identity and ledger of this one node; must survive reboots, and does not belong into a machine image"),
     Var::new("RUN_DIR", names::RUN_DIR, DIR).help("leases and token; must vanish with a reboot"),
     Var::new("MESH_PORT", "6783", PORT).help("UDP port of the mesh"),
     Var::new("VXLAN_PORT", "6784", "a port number from 1 to 65535, other than MESH_PORT")

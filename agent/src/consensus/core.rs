@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use ipnet::IpNet;
+use openraft::storage::RaftLogStorage;
 use openraft::{Config, SnapshotPolicy};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
@@ -15,6 +16,7 @@ use weft_proto::wire::v1::LedgerHead;
 use super::error::{ConsensusError, StoreError};
 use super::founding::{Founding, Plan};
 use super::network::Network;
+use super::pace::Pace;
 use super::replica::Replica;
 use super::seats::Seats;
 use super::store::{Db, LogStore, Machine, Seated};
@@ -68,6 +70,7 @@ pub(crate) struct Core {
     started: Instant,
     gone_since: Mutex<BTreeMap<NodeId, Instant>>,
     pub(super) last_answer: Mutex<Option<NodeId>>,
+    pub(super) pace: Mutex<Pace>,
 }
 
 /// The engine and the seat it runs in.
@@ -78,6 +81,8 @@ pub(crate) struct Running {
     pub engine: Engine,
     /// When its leader was last heard.
     heard: Mutex<Instant>,
+    /// Last entry of the log it was started with.
+    inherited: Option<u64>,
 }
 
 impl Running {
@@ -117,6 +122,18 @@ impl Running {
                         .is_some_and(|ms| u128::from(ms) < LONELY.as_millis())
             }
         }
+    }
+
+    /// Completes once this leader has applied all it found in its log: what was there at
+    /// its start (a leader that is started again goes on in its term), and an entry of its
+    /// own term, before which all others are.
+    pub(crate) async fn is_up_to_date(&self, patience: Duration) -> bool {
+        let inherited = self.inherited;
+        let applied = move |metrics: &Metrics| {
+            let last = metrics.last_applied.map(|id| (id.leader_id.term, Some(id.index)));
+            last.is_some_and(|(term, index)| term == metrics.current_term && index >= inherited)
+        };
+        self.engine.wait(Some(patience)).metrics(applied, "an entry of this term").await.is_ok()
     }
 
     /// True if the membership, as known here, has this seat.
@@ -168,6 +185,7 @@ impl Core {
             started: Instant::now(),
             gone_since: Mutex::new(BTreeMap::new()),
             last_answer: Mutex::new(None),
+            pace: Mutex::default(),
         })
     }
 
@@ -211,16 +229,20 @@ impl Core {
         let engine_error = |e: &dyn std::fmt::Display| ConsensusError::Engine(e.to_string());
         let machine = Machine::load(self.db.clone(), self.replica.clone()).await?;
         let network = Network { net: self.net.clone(), seats: self.seats.clone(), seated };
+        let mut log = LogStore::new(self.db.clone());
+        let found = log.get_log_state().await.map_err(|e| engine_error(&e))?;
+        let inherited = found.last_log_id.map(|id| id.index);
         let engine = Engine::new(
             seated.raft_id,
             Arc::new(engine_config().map_err(|e| engine_error(&e))?),
             network,
-            LogStore::new(self.db.clone()),
+            log,
             machine,
         )
         .await
         .map_err(|e| engine_error(&e))?;
-        let running = Arc::new(Running { seated, engine, heard: Mutex::new(Instant::now()) });
+        let heard = Mutex::new(Instant::now());
+        let running = Arc::new(Running { seated, engine, heard, inherited });
         self.engine.send_replace(Some(running.clone()));
         self.publish_seat(Some(seated.raft_id));
         Ok(running)

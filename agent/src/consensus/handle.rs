@@ -39,6 +39,7 @@ impl Consensus {
         host::spawn_in(&mut tasks, founder::found(core.clone()));
         host::spawn_in(&mut tasks, founder::join(core.clone()));
         host::spawn_in(&mut tasks, driver::lead(core.clone()));
+        host::spawn_in(&mut tasks, core.clone().note_rests());
         let service: Arc<dyn Service> = Arc::new(ConsensusService(core.clone()));
         Ok((ConsensusHandle { core, tasks: Arc::new(Mutex::new(Some(tasks))) }, service))
     }

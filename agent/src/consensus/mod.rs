@@ -19,6 +19,7 @@ mod founding;
 pub mod fuzzing;
 mod handle;
 mod network;
+mod pace;
 mod propose;
 mod recover;
 mod replica;

@@ -1,6 +1,6 @@
 //! Bringing a command to the leader, from wherever it is asked.
 
-use std::sync::PoisonError;
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rand::seq::SliceRandom;
@@ -12,6 +12,7 @@ use weft_proto::wire::v1::{Failure, LedgerHead, Propose, ProposeReply};
 
 use super::core::{Core, Running};
 use super::error::{ProposeError, failure};
+use super::pace::{Pace, Ticket};
 use super::types::{Proposal, position};
 use crate::mesh::net::Liveness;
 
@@ -133,15 +134,49 @@ impl Core {
         op: Op,
         patience: Duration,
     ) -> Result<(u64, Outcome), String> {
-        let command = Command { request, at_ms: crate::host::now_ms(), op: self.vet(op) };
+        let deadline = Instant::now() + patience;
+        if !running.is_up_to_date(patience).await {
+            return Err(format!("the new leader knew not all that is decided within {patience:?}"));
+        }
+        let op = self.vet(op);
+        let removes = matches!(op, Op::Evict { .. } | Op::Join { replace: true, .. });
+        let term = running.metrics().current_term;
+        let wall_ms = crate::host::now_ms();
+        let ticket =
+            self.pace().begin(term, removes, &self.replica.ledger(), wall_ms, Instant::now());
+        let ticket = ticket.ok_or("too many nodes were removed at once: others rest first")?;
+        let written = Written { core: self, ticket };
+        let command = Command { request, at_ms: ticket.at_ms, op };
         let write = running.engine.client_write(Proposal(command));
-        match tokio::time::timeout(patience, write).await {
+        match tokio::time::timeout_at(deadline, write).await {
             Err(_) => Err(format!("not committed within {patience:?}")),
-            Ok(Err(e)) => Err(format!("the leader could not write: {e}")),
-            Ok(Ok(done)) => match done.data.0 {
-                Some(outcome) => Ok((position(Some(&done.log_id)), outcome)),
-                None => Err("the log gave no outcome".to_owned()),
-            },
+            Ok(Err(e)) => {
+                written.refused();
+                Err(format!("the leader could not write: {e}"))
+            }
+            Ok(Ok(done)) => {
+                written.done();
+                match done.data.0 {
+                    Some(outcome) => Ok((position(Some(&done.log_id)), outcome)),
+                    None => Err("the log gave no outcome".to_owned()),
+                }
+            }
+        }
+    }
+
+    fn pace(&self) -> MutexGuard<'_, Pace> {
+        self.pace.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes from when on what rests does so, also where nobody asks for anything.
+    pub(crate) async fn note_rests(self: Arc<Self>) {
+        let mut ledgers = self.replica.subscribe();
+        loop {
+            let ledger = ledgers.borrow_and_update().clone();
+            self.pace().see(&ledger, Instant::now());
+            if ledgers.changed().await.is_err() {
+                return;
+            }
         }
     }
 
@@ -253,6 +288,30 @@ impl Core {
             parts.push("no leader is known".to_owned());
         }
         ProposeError::NoQuorum { why: parts.join("; ") }
+    }
+}
+
+/// An entry on its way into the log. Whoever stops waiting for it leaves it there.
+struct Written<'a> {
+    core: &'a Core,
+    ticket: Ticket,
+}
+
+impl Written<'_> {
+    fn done(self) {
+        let mut pace = self.core.pace();
+        pace.see(&self.core.replica.ledger(), Instant::now());
+        pace.done(self.ticket);
+    }
+
+    fn refused(self) {
+        self.core.pace().refused(self.ticket);
+    }
+}
+
+impl Drop for Written<'_> {
+    fn drop(&mut self) {
+        self.core.pace().leave(self.ticket);
     }
 }
 

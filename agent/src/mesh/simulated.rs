@@ -140,6 +140,14 @@ impl SimMesh {
         });
         mesh.refresh_view();
         network.attach(config.ip, &mesh);
+        // What it calls knows it, too: nothing of a dead process may keep the other.
+        let dead = Arc::downgrade(&mesh);
+        process.at_end(move || {
+            if let Some(mesh) = dead.upgrade() {
+                mesh.services.write().unwrap().clear();
+                *mesh.on_head.write().unwrap() = None;
+            }
+        });
         process.spawn(tasks::membership(Arc::clone(&mesh), inputs));
         process.spawn(sync::rumors(Arc::clone(&mesh)));
         process.spawn(sync::anti_entropy(Arc::clone(&mesh)));

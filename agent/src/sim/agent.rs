@@ -14,6 +14,7 @@ use super::check::Checker;
 use super::fs;
 use super::host::Process;
 use super::kernel::Kernel;
+use super::machine::Machine;
 use super::world::World;
 use crate::app::LedgerRegistry;
 use crate::app::session::session;
@@ -52,6 +53,7 @@ struct Watched {
     me: NodeId,
     life: u64,
     checker: Arc<Checker>,
+    machine: Arc<Machine>,
 }
 
 impl Registry for Watched {
@@ -67,6 +69,10 @@ impl Registry for Watched {
     ) -> BoxFuture<'_, Result<(u64, Outcome), String>> {
         Box::pin(async move {
             self.checker.asked(self.life, request, &op);
+            if matches!(op, Op::Transfer { .. }) {
+                self.checker.count("handing over");
+                self.machine.has_given();
+            }
             let answer = self.inner.propose(request, op, patience).await;
             if let Ok((at, outcome)) = &answer {
                 self.checker.answered(self.me, request, *at, outcome, &self.inner.ledger());
@@ -143,6 +149,7 @@ impl Agent {
             me: facts.me,
             life: machine.disk.life(),
             checker: Arc::clone(&world.checker),
+            machine: Arc::clone(&machine),
         });
         let promises = Promises::open(&state_dir.join("promises.json")).map_err(|e| text(&e))?;
         let donations = Donations::new(Arc::clone(&ipam), Arc::clone(&registry), promises);

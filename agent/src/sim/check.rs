@@ -6,7 +6,7 @@
 //!
 //! An address may be in use on a machine that does not own it in one case
 //! only: its block was taken from that machine by an eviction. Nobody else gets
-//! the block before the quarantine has passed (by the ledger's clock); what the
+//! the block before the quarantine has passed since the eviction was in force; what the
 //! evicted machine does after that without having heard of its eviction is the
 //! operator's risk (`rmpeer` is refused for a machine that is alive). Once it
 //! has heard, it leases nothing more from there.
@@ -14,17 +14,22 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use ipnet::IpNet;
 use weft_ipam::ledger::Ledger;
 use weft_proto::id::{FoundingId, NodeId, RaftId, RequestId};
 use weft_proto::ledger::{Op, Outcome, Refusal};
 
+use super::host;
 use super::trace::Trace;
 use crate::consensus::Ballot;
 
 /// Positions by which a recovery jumps ahead; beyond half of it, one has happened.
 const JUMP: u64 = 1 << 20;
+
+/// What is in force is shown a moment later.
+const MOMENT: Duration = Duration::from_millis(5);
 
 /// A block taken from a node by its eviction.
 #[derive(Debug, Clone)]
@@ -32,6 +37,8 @@ struct Taken {
     prefix: IpNet,
     former: NodeId,
     until_ms: u64,
+    /// When that was first shown, in virtual time.
+    since: Duration,
     /// Somebody owns it again.
     over: bool,
 }
@@ -57,6 +64,8 @@ struct State {
     asked: BTreeMap<NodeId, BTreeSet<RequestId>>,
     /// Every request, with the life that made it.
     requests: BTreeMap<RequestId, (u64, Op)>,
+    /// Handing over asked for by an owner and not answered: it may still happen.
+    handed: BTreeMap<RequestId, (NodeId, IpNet)>,
     /// Positions at which a node was given something.
     gained: BTreeMap<NodeId, BTreeSet<u64>>,
     /// What a recovery left behind.
@@ -88,6 +97,11 @@ impl Checker {
         self.lock().broken.clone()
     }
 
+    /// Something worth counting.
+    pub(crate) fn count(&self, what: &'static str) {
+        self.trace.count(what);
+    }
+
     /// Something is.
     pub(crate) fn fail(&self, what: impl Into<String>) {
         let what = what.into();
@@ -113,6 +127,7 @@ impl Checker {
         }
         let wrong = self.lock().show(node, at, ledger);
         if let Err(why) = wrong {
+            self.lock().story(None).into_iter().for_each(|line| self.trace.say(|| line));
             self.fail(why);
         }
     }
@@ -161,6 +176,9 @@ impl Checker {
             if let Some(to) = to {
                 state.asked.entry(to).or_default().insert(request);
             }
+            if let Op::Transfer { from, prefix, .. } = op {
+                state.handed.insert(request, (*from, *prefix));
+            }
             let before = state.requests.entry(request).or_insert_with(|| (life, op.clone()));
             (before.0 != life || before.1 != *op)
                 .then(|| format!("request {request:?} was {:?} once and is {op:?} now", before.1))
@@ -181,6 +199,11 @@ impl Checker {
     ) {
         let wrong = {
             let mut state = self.lock();
+            // Whatever an earlier life has asked for is outdated now.
+            state.handed.retain(|asked, _| {
+                asked.node != request.node
+                    || (asked.session >= request.session && *asked != request)
+            });
             // Too old to be answered: it may have been granted all the same.
             if !matches!(outcome, Outcome::Granted(_) | Outcome::Refused(Refusal::Stale(_))) {
                 for asked in state.asked.values_mut() {
@@ -209,6 +232,11 @@ impl Checker {
             let (node, at) = (node.short(), ledger.head().index);
             self.fail(format!("{node} leases {address}, which by its ledger (at {at}) {why}"));
         }
+        let away = self.lock().given_away(node, address);
+        if let Some(prefix) = away {
+            let node = node.short();
+            self.fail(format!("{node} leases {address} of {prefix}, which it is giving away"));
+        }
     }
 
     /// All that is in use: (machine, identities it has had, address).
@@ -222,9 +250,10 @@ impl Checker {
                 let owns = owner.is_some_and(|owner| identities.contains(&owner));
                 if !owns && !state.was_taken(identities, address) {
                     let owner = owner.map_or_else(|| "nobody".to_owned(), |o| o.short());
-                    wrong = Some(format!(
+                    let why = format!(
                         "{address} is in use on machine {machine}, belongs to {owner}, and was never taken from the machine"
-                    ));
+                    );
+                    wrong = Some((address, why));
                     break;
                 }
                 if let Some((other, other_owns)) = seen.insert(address, (machine, owns))
@@ -232,19 +261,56 @@ impl Checker {
                     && owns
                     && other_owns
                 {
-                    wrong = Some(format!("{address} is in use on machines {other} and {machine}"));
+                    let why = format!("{address} is in use on machines {other} and {machine}");
+                    wrong = Some((address, why));
                     break;
                 }
             }
             wrong
         };
-        if let Some(why) = wrong {
+        if let Some((address, why)) = wrong {
+            self.lock().story(Some(address)).into_iter().for_each(|line| self.trace.say(|| line));
             self.fail(why);
         }
     }
 }
 
 impl State {
+    /// The last ledgers, for people; of an address, wherever anything around it has changed.
+    fn story(&self, address: Option<IpAddr>) -> Vec<String> {
+        let of = |net: &IpNet| address.is_none_or(|address| net.contains(&address));
+        let mut lines: Vec<String> = Vec::new();
+        let mut before = String::new();
+        for (at, ledger) in &self.history {
+            let blocks = ledger.blocks().filter(|b| of(&b.prefix));
+            let blocks: Vec<_> = blocks
+                .map(|b| format!("{} of {} since {}", b.prefix, b.owner.short(), b.epoch))
+                .collect();
+            let rests = ledger.quarantine().filter(|r| of(&r.prefix));
+            let rests: Vec<_> = rests
+                .map(|r| format!("{} of {} until {}", r.prefix, r.former.short(), r.until_ms))
+                .collect();
+            let members: Vec<_> =
+                ledger.members().map(|(id, m)| format!("{}={}", m.name, id.short())).collect();
+            let now = format!("blocks {blocks:?}, rests {rests:?}, members {members:?}");
+            if before != now {
+                lines.push(format!("  at {at}, {} ms: {now}", ledger.clock_ms()));
+                before = now;
+            }
+        }
+        lines.split_off(lines.len().saturating_sub(12))
+    }
+
+    /// What `node` has asked to hand over, with `address` in it, and may yet lose: nobody has
+    /// answered, and the ledger has not heard of a later life, which outdates the request.
+    fn given_away(&self, node: NodeId, address: IpAddr) -> Option<IpNet> {
+        let life = self.newest.session_of(node).unwrap_or(0);
+        self.handed
+            .iter()
+            .filter(|(request, (from, _))| *from == node && request.session >= life)
+            .find_map(|(_, (_, prefix))| prefix.contains(&address).then_some(*prefix))
+    }
+
     fn was_taken(&self, identities: &[NodeId], address: IpAddr) -> bool {
         let by_eviction = self
             .taken
@@ -316,6 +382,8 @@ impl State {
                 gained.retain(kept);
             }
         }
+        // Who was removed starts anew: nothing it asked before is done any more.
+        self.handed.retain(|_, (from, _)| now.member(*from).is_some());
         let resting: Vec<_> = now.quarantine().collect();
         for old in before.blocks() {
             let owner = now.owner_of(old.prefix.addr()).map(|b| b.owner);
@@ -329,7 +397,8 @@ impl State {
             match rest {
                 Some(rest) => {
                     let (former, until_ms) = (old.owner, rest.until_ms);
-                    self.taken.push(Taken { prefix: old.prefix, former, until_ms, over: false });
+                    let (prefix, since) = (old.prefix, host::elapsed());
+                    self.taken.push(Taken { prefix, former, until_ms, since, over: false });
                     let due = before.clock_ms().saturating_add(now.quarantine_ms());
                     if until_ms < due {
                         return Err(format!(
@@ -339,13 +408,6 @@ impl State {
                     }
                 }
                 None if recovered => drop(self.forsaken.insert((old.prefix, old.owner))),
-                // It was taken, and its rest was over, before anybody showed it.
-                None if now.clock_ms() >= before.clock_ms().saturating_add(now.quarantine_ms())
-                    && now.head().index > before.head().index + 1 =>
-                {
-                    let (former, until_ms) = (old.owner, now.clock_ms());
-                    self.taken.push(Taken { prefix: old.prefix, former, until_ms, over: true });
-                }
                 None => {
                     return Err(format!(
                         "{} of {} became free without a rest",
@@ -369,6 +431,16 @@ impl State {
                         taken.former.short(),
                         new.owner.short(),
                         taken.until_ms - now.clock_ms()
+                    ));
+                }
+                let rested = host::elapsed().saturating_sub(taken.since);
+                let quarantine = Duration::from_millis(now.quarantine_ms());
+                if taken.former != new.owner && rested + MOMENT < quarantine && !self.may_recover {
+                    return Err(format!(
+                        "{} was taken from {} and given to {} after {rested:?} of {quarantine:?}",
+                        new.prefix,
+                        taken.former.short(),
+                        new.owner.short(),
                     ));
                 }
                 taken.over = true;

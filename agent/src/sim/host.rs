@@ -132,6 +132,7 @@ pub(crate) struct Process {
     dead: AtomicBool,
     waiting: Mutex<Vec<Waker>>,
     tasks: Mutex<Vec<AbortHandle>>,
+    ends: Mutex<Vec<Box<dyn FnOnce() + Send>>>,
 }
 
 impl Process {
@@ -142,6 +143,7 @@ impl Process {
             dead: AtomicBool::new(false),
             waiting: Mutex::default(),
             tasks: Mutex::default(),
+            ends: Mutex::default(),
         })
     }
 
@@ -153,6 +155,11 @@ impl Process {
         let handle = tokio::spawn(Task { process: Arc::clone(self), work: Box::pin(future) });
         self.keep(handle.abort_handle());
         handle
+    }
+
+    /// What is done once the process is dead.
+    pub(crate) fn at_end(&self, end: impl FnOnce() + Send + 'static) {
+        self.ends.lock().unwrap().push(Box::new(end));
     }
 
     fn keep(&self, handle: AbortHandle) {
@@ -191,13 +198,15 @@ impl Process {
         loop {
             let tasks = std::mem::take(&mut *self.tasks.lock().unwrap());
             if tasks.is_empty() {
-                return;
+                break;
             }
             tasks.iter().for_each(AbortHandle::abort);
             while tasks.iter().any(|task| !task.is_finished()) {
                 tokio::task::yield_now().await;
             }
         }
+        let ends = std::mem::take(&mut *self.ends.lock().unwrap());
+        ends.into_iter().for_each(|end| end());
     }
 }
 

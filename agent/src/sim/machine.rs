@@ -5,9 +5,13 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::time::Duration;
+
+use rand::Rng;
 
 use super::disk::Disk;
 use super::fs::MOUNT;
+use super::host::rng;
 
 thread_local! {
     static DISKS: RefCell<BTreeMap<usize, Arc<Disk>>> = const { RefCell::new(BTreeMap::new()) };
@@ -30,6 +34,10 @@ pub(crate) struct Machine {
     clock_error_ms: AtomicI64,
     /// The power fails with the next vote that is given.
     ballot: AtomicBool,
+    /// The power fails soon after the next request to hand over a part of a block.
+    donation: AtomicBool,
+    /// That request was made.
+    failing: Arc<AtomicBool>,
 }
 
 impl Machine {
@@ -41,6 +49,8 @@ impl Machine {
             disk,
             clock_error_ms: AtomicI64::new(0),
             ballot: AtomicBool::new(false),
+            donation: AtomicBool::new(false),
+            failing: Arc::default(),
         })
     }
 
@@ -63,6 +73,27 @@ impl Machine {
     pub(crate) fn has_voted(&self) {
         if self.ballot.swap(false, Ordering::Relaxed) {
             self.disk.set_fuse(0);
+        }
+    }
+
+    /// The power is to fail soon after the next request to hand something over, or not.
+    pub(crate) fn await_donation(&self, on: bool) {
+        self.donation.store(on, Ordering::Relaxed);
+        self.failing.store(false, Ordering::Relaxed);
+    }
+
+    /// A request to hand something over was made: now or a few packets later.
+    pub(crate) fn has_given(&self) {
+        if self.donation.swap(false, Ordering::Relaxed) {
+            let (disk, failing) = (Arc::clone(&self.disk), Arc::clone(&self.failing));
+            failing.store(true, Ordering::Relaxed);
+            let later = Duration::from_micros(rng().random_range(0..20_000));
+            tokio::spawn(async move {
+                tokio::time::sleep(later).await;
+                if failing.swap(false, Ordering::Relaxed) {
+                    disk.set_fuse(0);
+                }
+            });
         }
     }
 

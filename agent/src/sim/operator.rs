@@ -7,6 +7,7 @@ use std::time::Duration;
 use weft_proto::id::{NodeId, RaftId};
 
 use super::world::World;
+use crate::consensus::RecoverError;
 
 /// True if the state of a machine may be lost: of every set of voters that
 /// counts or may count soon, a majority that has lost nothing is left.
@@ -67,6 +68,7 @@ pub(crate) async fn disaster(world: &Arc<World>, survivor: usize) {
     }
     let world = Arc::clone(world);
     tokio::spawn(async move {
+        let mut survivor = survivor;
         for _ in 0..TRIES {
             tokio::time::sleep(AGAIN).await;
             let Some(agent) = world.agent(survivor) else { continue };
@@ -77,10 +79,20 @@ pub(crate) async fn disaster(world: &Arc<World>, survivor: usize) {
             let recovery = agent.process.spawn(async move { consensus.recover().await });
             let answer = recovery.await;
             world.trace.say(|| format!("recover on n{survivor}: {answer:?}"));
-            // A leader needs a while to notice that it is one no more.
-            if let Ok(Ok(_)) = answer {
-                world.trace.count("recoveries");
-                break;
+            match answer {
+                Ok(Ok(_)) => {
+                    world.trace.count("recoveries");
+                    break;
+                }
+                // A leader needs a while to notice that it is one no more; and who is no voter
+                // goes by what it has heard of them.
+                Ok(Err(RecoverError::Healthy(_))) => {
+                    let others = world.numbers().filter(|n| !lost.contains(n));
+                    let all: Vec<_> = others.collect();
+                    let at = all.iter().position(|n| *n == survivor).unwrap_or(0);
+                    survivor = all[(at + 1) % all.len()];
+                }
+                _ => {}
             }
         }
         for number in lost {

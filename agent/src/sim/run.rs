@@ -130,6 +130,7 @@ async fn mend(world: &Arc<World>) {
         disk.set_full(false);
         disk.clear_fuse();
         world.node(number).machine.await_ballot(false);
+        world.node(number).machine.await_donation(false);
         disk.slow(Duration::ZERO);
         if let Some(process) = world.node(number).process.clone() {
             process.resume();
@@ -293,6 +294,7 @@ async fn perform(world: &Arc<World>, action: Action) {
         Action::Ballot(n) if known(n) && world.node(n).process.is_some() => {
             world.node(n).machine.await_ballot(true);
         }
+        Action::Donor(n) if known(n) => world.node(n).machine.await_donation(true),
         Action::Mute(k) => {
             let weather = world.network.weather();
             world.network.set_weather(Weather { mute: k as f64 / 1000.0, ..weather });

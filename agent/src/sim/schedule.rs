@@ -63,6 +63,8 @@ pub(crate) enum Action {
     Forget(usize),
     /// The power fails with the next vote the machine gives.
     Ballot(usize),
+    /// The power fails soon after the machine has asked to hand over a part of its blocks.
+    Donor(usize),
     /// So many answers of a thousand are lost with their connection.
     Mute(u64),
     /// A majority of the voters is lost for good; `agent recover` on a survivor.
@@ -98,6 +100,7 @@ const WORDS: &[(&str, usize)] = &[
     ("grow", 1),
     ("forget", 1),
     ("ballot", 1),
+    ("donor", 1),
     ("mute", 1),
     ("recover", 1),
 ];
@@ -133,6 +136,7 @@ impl Action {
             Self::Grow(a) => ("grow", vec![n(a)]),
             Self::Forget(a) => ("forget", vec![n(a)]),
             Self::Ballot(a) => ("ballot", vec![n(a)]),
+            Self::Donor(a) => ("donor", vec![n(a)]),
             Self::Mute(k) => ("mute", vec![k as i64]),
             Self::Recover(a) => ("recover", vec![n(a)]),
         }
@@ -169,6 +173,7 @@ impl Action {
             "grow" => Self::Grow(n(0)?),
             "forget" => Self::Forget(n(0)?),
             "ballot" => Self::Ballot(n(0)?),
+            "donor" => Self::Donor(n(0)?),
             "mute" => Self::Mute(k(0)?),
             "recover" => Self::Recover(n(0)?),
             _ => return None,
@@ -400,13 +405,34 @@ impl Schedule {
                 push(at, Action::Mute(dice.of(&[10, 100, 400])));
                 push(soon, Action::Heal);
             }
+            // A donor dies with its promise, and comes back where it hears nothing of it.
+            18 => {
+                // Nobody gives anything while there are free blocks.
+                if self.nodes <= 8 && self.actions.is_empty() {
+                    self.prefix = self.prefix.max(dice.of(&[26, 28, 28]));
+                }
+                let mut push = |at: u64, action: Action| self.actions.push((at, action));
+                push(at, Action::Donor(node));
+                let others = (1..=self.nodes.min(8)).filter(|n| *n != node);
+                others.for_each(|n| push(at + n as u64, Action::Add(n, dice.range(3, 8))));
+                let back = at + dice.of(&[1_500, 3_000, 6_000]);
+                push(back - 100, Action::Split(1 << ((node - 1) % 64)));
+                push(back, Action::Start(node));
+                (1..6).for_each(|n| push(back + n * 200, Action::Add(node, 3)));
+                push(back + 5_000, Action::Heal);
+            }
+            // Pods start all the time while their node learns that it was removed.
+            19 if node != other => {
+                push(at, Action::Force(node, other));
+                (1..12).for_each(|_| push(at + dice.range(0, 60), Action::Add(other, 1)));
+            }
             _ => {}
         }
     }
 }
 
 /// Kinds of faults that are drawn from.
-const KINDS: u64 = 18;
+const KINDS: u64 = 20;
 
 #[cfg(test)]
 mod tests {

@@ -110,9 +110,13 @@ impl LeaseTable {
             self.fill(part, &freed);
         }
         for (at, stamp) in freed {
-            let usable = !is_reserved(&self.ranges, address(at.0, at.1));
-            if usable && self.block_of(at).is_some() && !self.holders.contains_key(&at) {
+            if is_reserved(&self.ranges, address(at.0, at.1)) || self.holders.contains_key(&at) {
+                continue;
+            }
+            if self.block_of(at).is_some() {
                 self.pool.add_freed(at, stamp);
+            } else {
+                self.remember(at, stamp);
             }
         }
     }

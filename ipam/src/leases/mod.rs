@@ -91,7 +91,8 @@ pub struct LeaseTable {
     withheld: BTreeMap<Span, Vec<(Key, Stamp)>>,
     /// It was known once which blocks are own.
     settled: bool,
-    /// What was freed before that.
+    /// What was freed before that; and what was freed a moment ago and lies outside the own
+    /// blocks, which may become own (again) before it has cooled down.
     remembered: Vec<(Key, Stamp)>,
 }
 
@@ -120,11 +121,12 @@ impl LeaseTable {
             self.pool.take_span(span);
         }
         self.settled |= !self.blocks.is_empty();
-        let remembered =
-            if self.settled { std::mem::take(&mut self.remembered) } else { Vec::new() };
+        let remembered = std::mem::take(&mut self.remembered);
         for (key, stamp) in freed.into_iter().chain(remembered) {
-            if self.pool.take(key) {
+            if self.settled && self.pool.take(key) {
                 self.pool.add_freed(key, stamp);
+            } else {
+                self.remember(key, stamp);
             }
         }
         self.foreign()
@@ -136,6 +138,25 @@ impl LeaseTable {
         self.tick(at_ms);
         let stamp = self.pool.stamp(at_ms);
         self.remembered.push((number(freed), stamp));
+    }
+
+    /// Keeps in mind what was freed and is not free here: until the own blocks are known, or
+    /// else until it has cooled down.
+    fn remember(&mut self, at: Key, stamp: Stamp) {
+        if let Some(span) = self.withheld_around(at)
+            && let Some(freed) = self.withheld.get_mut(&span)
+        {
+            if freed.iter().all(|(known, _)| *known != at) && !self.holders.contains_key(&at) {
+                freed.push((at, stamp));
+            }
+            return;
+        }
+        let (settled, now, cooldown) = (self.settled, self.clock_ms, self.cooldown_ms);
+        let warm = |stamp: &Stamp| !settled || now.saturating_sub(stamp.0) < cooldown;
+        self.remembered.retain(|(known, stamp)| *known != at && warm(stamp));
+        if warm(&stamp) && !self.holders.contains_key(&at) {
+            self.remembered.push((at, stamp));
+        }
     }
 
     /// Free addresses that were used before, with the time they were freed, longest ago
@@ -325,15 +346,14 @@ impl LeaseTable {
     /// Ends the holding of an address; it is free again if it is still ours.
     fn free_one(&mut self, at: Key) {
         self.holders.remove(&at);
-        if !self.settled {
-            let stamp = self.pool.stamp(self.clock_ms);
-            self.remembered.push((at, stamp));
-            return;
-        }
-        if self.block_of(at).is_none() || is_reserved(&self.ranges, address(at.0, at.1)) {
+        if self.settled && is_reserved(&self.ranges, address(at.0, at.1)) {
             return;
         }
         let stamp = self.pool.stamp(self.clock_ms);
+        if !self.settled || self.block_of(at).is_none() {
+            self.remember(at, stamp);
+            return;
+        }
         let around = self.withheld_around(at);
         match around.and_then(|span| self.withheld.get_mut(&span)) {
             Some(freed) => freed.push((at, stamp)),

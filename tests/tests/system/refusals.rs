@@ -64,6 +64,22 @@ fn a_second_node_with_the_same_name() -> Result {
 }
 
 #[test]
+fn a_state_directory_of_another_node() -> Result {
+    let mut cluster = two_of_three(&[])?;
+    let place = |number: usize| cluster.node(number).spec().state_dir();
+    let (from, to) = (place(2), place(3));
+    std::fs::create_dir_all(&to)?;
+    for entry in std::fs::read_dir(&from)?.flatten().filter(|entry| entry.path().is_file()) {
+        std::fs::copy(entry.path(), to.join(entry.file_name()))?;
+    }
+    refused(&mut cluster, &["`n2`", "`n3`", "NODE_NAME=n2", "move it away"])?;
+    // The advice works.
+    std::fs::remove_dir_all(&to)?;
+    cluster.node_mut(3).start()?;
+    cluster.wait_ready()
+}
+
+#[test]
 fn another_range() -> Result {
     let mut cluster = two_of_three(&[("IPALLOC_RANGE", "10.64.0.0/12")])?;
     refused(&mut cluster, &["10.32.0.0/12", "10.64.0.0/12"])
