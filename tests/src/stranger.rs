@@ -199,6 +199,12 @@ impl Stranger {
         Ok(connection)
     }
 
+    /// Closes a connection, and waits until the other end can know.
+    pub fn leave(&self, connection: &quinn::Connection) -> Result<()> {
+        connection.close(0_u32.into(), b"done");
+        self.within("closing", self.endpoint.wait_idle())
+    }
+
     /// So many connections, `at_once` at a time, that say nothing until they are
     /// closed; how many had a TLS handshake.
     pub fn flood(&self, to: SocketAddr, count: usize, at_once: usize) -> usize {

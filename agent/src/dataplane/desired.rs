@@ -241,7 +241,10 @@ fn sysctls(intent: &Intent, facts: &NodeFacts) -> BTreeMap<String, String> {
     // here, so the ordinary hooks see it without that.
     set("net/bridge/bridge-nf-call-iptables".to_owned(), "0");
     set("net/bridge/bridge-nf-call-ip6tables".to_owned(), "0");
-    // Same-node traffic is routed back out of the bridge: that is meant so.
+    // Same-node traffic is routed back out of the bridge: that is meant so. "all"
+    // counts as well as the device's own, and asking costs every packet a second
+    // route lookup; other devices keep their own.
+    set("net/ipv4/conf/all/send_redirects".to_owned(), "0");
     set(format!("net/ipv4/conf/{BRIDGE}/send_redirects"), "0");
     if has_ports(intent) {
         let (path, value) = localnet();

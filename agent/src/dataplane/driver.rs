@@ -14,6 +14,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ipnet::IpNet;
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use weft_proto::api::{Condition, Health};
@@ -31,7 +32,7 @@ use super::model::{Observed, Op};
 use super::netlink::Kernel;
 use super::netlink::socket::{Refused, Requests};
 use super::nft::forward;
-use super::nft::ruleset::{Elements, Ruleset, elements, ruleset};
+use super::nft::ruleset::{Elements, Family, Ruleset, Wanted, elements, ruleset};
 use super::nft::transaction::{self, ObservedRules};
 use super::plan::{Plan, plan, plan_pods};
 use super::{DataplaneConfig, DataplaneError, legacy, observe, sysctl};
@@ -410,7 +411,16 @@ impl Driver {
             .collect();
         self.observed.sysctls.extend(sysctl::read(missing));
         if !intent.ranges.is_empty() {
-            self.ruleset = ruleset(&intent.ranges, self.config.masquerade);
+            let underlay: Vec<_> = facts.underlay.iter().map(IpNet::addr).collect();
+            // While settling, nothing of an earlier life goes.
+            let earlier = || self.rules.elements.keys().any(|(family, ..)| *family == Family::Inet);
+            self.ruleset = ruleset(Wanted {
+                ranges: &intent.ranges,
+                masquerade: self.config.masquerade,
+                host_ports: has_ports(&intent) || intent.settling && earlier(),
+                underlay: &underlay,
+                vxlan_port: self.config.vxlan_port,
+            });
         }
         self.want_pods();
     }

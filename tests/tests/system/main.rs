@@ -34,6 +34,7 @@ mod repair;
 mod restart;
 mod rights;
 mod services;
+mod storm;
 mod trust;
 mod upgrade;
 mod upgrade_state;

@@ -110,6 +110,11 @@ impl Rule {
         self.meta(META_IIFNAME, REG).cmp(REG, equal, &ifname(name))
     }
 
+    /// A name loaded at `reg` begins with `prefix`.
+    pub(crate) fn begins_with(self, reg: u32, prefix: &str) -> Self {
+        self.cmp(reg, true, prefix.as_bytes())
+    }
+
     /// Incoming interface's name begins with `prefix`.
     pub(crate) fn iif_prefix(self, prefix: &str) -> Self {
         self.meta(META_IIFNAME, REG).cmp(REG, true, prefix.as_bytes())
@@ -124,7 +129,7 @@ impl Rule {
         self.meta(META_OIFNAME, REG).cmp(REG, equal, &ifname(name))
     }
 
-    /// Source (or destination) address is in `net`. Needs the family checked.
+    /// Source (or destination) address is in `net`. Needs the family checked, before or after.
     pub(crate) fn address(self, source: bool, net: IpNet) -> Self {
         let rule = self.load_address(source, net.addr().is_ipv6(), REG);
         let (network, mask) = (octets(net.network()), octets(net.netmask()));
@@ -224,6 +229,11 @@ impl Rule {
         self.expr("masq", |w| w.attr_be32(1, RANDOM_FULLY))
     }
 
+    /// The packet's connection is not tracked.
+    pub(crate) fn notrack(self) -> Self {
+        self.expr("notrack", |_| {})
+    }
+
     /// Counts, as every rule that iptables makes.
     pub(crate) fn counter(self) -> Self {
         self.expr("counter", |w| {
@@ -303,11 +313,11 @@ impl Rule {
     pub(crate) fn tcp_syn(self) -> Self {
         const SYN_RST: u8 = 0x06;
         const SYN: u8 = 0x02;
-        self.l4proto(6).payload(BASE_TRANSPORT, 13, 1, REG).mask(REG, &[SYN_RST]).cmp(
-            REG,
-            true,
-            &[SYN],
-        )
+        // The flags first: most packets fail there, and reading them costs least.
+        self.payload(BASE_TRANSPORT, 13, 1, REG)
+            .mask(REG, &[SYN_RST])
+            .cmp(REG, true, &[SYN])
+            .l4proto(6)
     }
 
     /// Sets the TCP segment size option to what the route allows.

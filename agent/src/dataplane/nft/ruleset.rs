@@ -8,7 +8,7 @@ use weft_proto::api::{Condition, PortMapping};
 use weft_proto::names::{BRIDGE, VETH_PREFIX, VXLAN, fnv64};
 
 use super::expr::{
-    ACCEPT, DROP, ETHERTYPE_IP, ETHERTYPE_IPV6, JUMP, REG, RETURN, Rule, ifname, octets,
+    ACCEPT, DROP, ETHERTYPE_IP, ETHERTYPE_IPV6, GOTO, JUMP, REG, RETURN, Rule, ifname, octets,
 };
 use crate::dataplane::desired::condition;
 use crate::dataplane::intent::{Intent, PodIntent};
@@ -158,22 +158,54 @@ impl RuleSpec {
 
 /// Chains: family, name, (type, hook, priority) of base chains.
 type ChainSpec = (Family, &'static str, Option<(&'static str, u32, i32)>);
+/// Before connections are tracked.
+const RAW: i32 = -300;
 const CHAINS: &[ChainSpec] = &[
-    (Family::Bridge, "prerouting", Some(("filter", 0, -300))),
-    (Family::Inet, "guard", Some(("filter", 0, -300))),
+    (Family::Bridge, "prerouting", Some(("filter", 0, RAW))),
+    (Family::Inet, "guard", Some(("filter", 0, RAW))),
+    (Family::Inet, "local", Some(("filter", 3, RAW))),
+    (Family::Inet, "forward", Some(("filter", 2, 0))),
+    (Family::Inet, "clamp", None),
+];
+/// Only where there is something for them: every packet passes all base chains
+/// of its hook.
+const HOST_PORTS: &[ChainSpec] = &[
     (Family::Inet, "prerouting", Some(("nat", 0, -100))),
     (Family::Inet, "output", Some(("nat", 3, -100))),
-    (Family::Inet, "postrouting", Some(("nat", 4, 100))),
-    (Family::Inet, "forward", Some(("filter", 2, 0))),
-    (Family::Inet, "local", Some(("filter", 3, 0))),
     (Family::Inet, "hostports", None),
-    (Family::Inet, "outside", None),
 ];
+const POSTROUTING: &[ChainSpec] = &[(Family::Inet, "postrouting", Some(("nat", 4, 100)))];
+const OUTSIDE: &[ChainSpec] = &[(Family::Inet, "outside", None)];
 
-/// The rule set for these ranges.
-pub fn ruleset(ranges: &[IpNet], masquerade: bool) -> Ruleset {
+/// What the rule set follows from, apart from the pods.
+#[derive(Debug, Clone, Copy)]
+pub struct Wanted<'a> {
+    /// Ranges of the pod network.
+    pub ranges: &'a [IpNet],
+    /// Pods reach the outside by the node's address.
+    pub masquerade: bool,
+    /// Some pod has a host port.
+    pub host_ports: bool,
+    /// Own underlay addresses: where the packets of tunnels go.
+    pub underlay: &'a [IpAddr],
+    /// UDP port of the tunnels.
+    pub vxlan_port: u16,
+}
+
+/// The rule set for all this.
+///
+/// Rules begin with what most packets fail and what costs least: bytes of a
+/// header, then numbers, then names of devices.
+pub fn ruleset(wanted: Wanted<'_>) -> Ruleset {
+    let Wanted { ranges, masquerade, host_ports, .. } = wanted;
     let mut out = Ruleset::default();
-    for (family, name, hook) in CHAINS {
+    let chains = [
+        (CHAINS, true),
+        (HOST_PORTS, host_ports),
+        (POSTROUTING, host_ports || masquerade),
+        (OUTSIDE, masquerade),
+    ];
+    for (family, name, hook) in chains.iter().filter(|(_, needed)| *needed).flat_map(|(c, _)| *c) {
         let hook =
             hook.map(|(kind, hook, priority)| Hook { kind: kind.to_owned(), hook, priority });
         let chain = Chain { hook, rules: Vec::new() };
@@ -191,8 +223,11 @@ pub fn ruleset(ranges: &[IpNet], masquerade: bool) -> Ruleset {
         out.rules.push((family, spec));
     };
     spoofing(&mut add);
+    untracked(wanted, &mut add);
     filters(&mut add);
-    host_ports(&mut add);
+    if host_ports {
+        dnat(&mut add);
+    }
     if masquerade {
         outside(ranges, &mut add);
     }
@@ -207,9 +242,9 @@ fn spoofing(add: &mut Add<'_>) {
     for (ethertype, set, ipv6) in [(ETHERTYPE_IP, "pods4", false), (ETHERTYPE_IPV6, "pods6", true)]
     {
         let rule = Rule::default()
-            .iif_prefix(VETH_PREFIX)
             .ethertype(ethertype)
             .load_iif(REG)
+            .begins_with(REG, VETH_PREFIX)
             .load_ether_source(REG + 4)
             .load_address(true, ipv6, REG + 6)
             .lookup(set, REG, None)
@@ -220,29 +255,43 @@ fn spoofing(add: &mut Add<'_>) {
     add(Family::Bridge, "prerouting", rest);
 }
 
+/// Packets of tunnels are not tracked: nothing asks for their connections, and
+/// each connection within a tunnel would be one outside as well.
+fn untracked(wanted: Wanted<'_>, add: &mut Add<'_>) {
+    let tunnel = |rule: Rule| {
+        rule.l4proto(17).dport(wanted.vxlan_port, wanted.vxlan_port).notrack().verdict(ACCEPT, None)
+    };
+    for own in wanted.underlay {
+        let to = Rule::default().address(false, IpNet::from(*own)).family(own.is_ipv6());
+        add(Family::Inet, "guard", tunnel(to));
+    }
+    add(Family::Inet, "local", tunnel(Rule::default()));
+}
+
 fn filters(add: &mut Add<'_>) {
     // route_localnet is on for host ports on 127.0.0.1; that must not open
     // the node's own loopback services to pods or peers.
     let loopback = net([127, 0, 0, 0], 8);
     for dev in [BRIDGE, VXLAN] {
-        let rule = Rule::default().iif(true, dev).family(false).address(false, loopback);
+        let rule = Rule::default().address(false, loopback).family(false).iif(true, dev);
         add(Family::Inet, "guard", rule.verdict(DROP, None));
     }
     // What came through a tunnel ends here: while two nodes disagree about a
     // block, packets must not circle.
     let circle = Rule::default().iif(true, VXLAN).oif(true, VXLAN).verdict(DROP, None);
     add(Family::Inet, "forward", circle);
+    add(Family::Inet, "forward", Rule::default().tcp_syn().verdict(GOTO, Some("clamp")));
     for rule in [Rule::default().oif(true, VXLAN), Rule::default().iif(true, VXLAN)] {
-        add(Family::Inet, "forward", rule.tcp_syn().clamp_mss());
+        add(Family::Inet, "clamp", rule.clamp_mss());
     }
     // Same-node traffic goes out where it came in: on purpose, so no redirects.
-    let redirect = Rule::default().oif(true, BRIDGE).family(false).l4proto(1).icmp_type(5);
+    let redirect = Rule::default().family(false).l4proto(1).icmp_type(5).oif(true, BRIDGE);
     add(Family::Inet, "local", redirect.verdict(DROP, None));
-    let redirect = Rule::default().oif(true, BRIDGE).family(true).l4proto(58).icmp_type(137);
+    let redirect = Rule::default().family(true).l4proto(58).icmp_type(137).oif(true, BRIDGE);
     add(Family::Inet, "local", redirect.verdict(DROP, None));
 }
 
-fn host_ports(add: &mut Add<'_>) {
+fn dnat(add: &mut Add<'_>) {
     for chain in ["prerouting", "output"] {
         let jump = Rule::default().destination_local().verdict(JUMP, Some("hostports"));
         add(Family::Inet, chain, jump);
@@ -388,4 +437,32 @@ fn port_element(mapping: &PortMapping, address: IpAddr) -> Option<(ElementKey, V
     value.extend(mapping.container_port.to_be_bytes());
     value.extend([0; 2]);
     Some(((Family::Inet, set, key), value))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn base_chains(masquerade: bool, host_ports: bool) -> Vec<(Family, String)> {
+        let ranges = ["10.32.0.0/12".parse().unwrap()];
+        let underlay = ["192.0.2.1".parse().unwrap()];
+        let wanted =
+            Wanted { ranges: &ranges, masquerade, host_ports, underlay: &underlay, vxlan_port: 1 };
+        let tables = ruleset(wanted).tables;
+        let chains = tables.iter().flat_map(|(family, t)| t.chains.iter().map(|c| (*family, c)));
+        chains.filter(|(_, (_, c))| c.hook.is_some()).map(|(f, (n, _))| (f, n.clone())).collect()
+    }
+
+    #[test]
+    fn packets_pass_only_the_chains_that_something_needs() {
+        let inet = |names: &[&str]| -> Vec<(Family, String)> {
+            let all = names.iter().map(|name| (Family::Inet, (*name).to_owned()));
+            all.chain([(Family::Bridge, "prerouting".to_owned())]).collect()
+        };
+        assert_eq!(base_chains(false, false), inet(&["forward", "guard", "local"]));
+        assert_eq!(base_chains(true, false), inet(&["forward", "guard", "local", "postrouting"]));
+        let all = ["forward", "guard", "local", "output", "postrouting", "prerouting"];
+        assert_eq!(base_chains(false, true), inet(&all));
+        assert_eq!(base_chains(true, true), inet(&all));
+    }
 }

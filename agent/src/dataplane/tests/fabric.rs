@@ -121,6 +121,12 @@ fn pods_reach_each_other_and_nothing_else_passes() {
     fabric.nodes[0].ns.sh(&format!("ip link set {} mtu 1450", fabric.pods[0].2.host_ifname));
     a.sh("ping -q -c1 -W2 -M do -s 1422 10.32.2.2");
     assert!(!a.try_sh("ping -q -c1 -W1 -M do -s 1423 10.32.2.2").0);
+    // Connections of pods are tracked, their tunnels are not.
+    for node in &fabric.nodes {
+        let tracked = node.ns.sh("conntrack -L 2>&1");
+        assert!(tracked.contains("src=10.32."), "{tracked}");
+        assert!(!tracked.contains("dport=6784"), "{tracked}");
+    }
     // From the node itself, with its overlay address, to a remote pod and back.
     fabric.nodes[0].ns.sh("ping -q -c1 -W2 10.32.3.3");
     a.sh("ping -q -c1 -W2 10.32.2.1");
@@ -134,7 +140,10 @@ fn pods_reach_each_other_and_nothing_else_passes() {
     // An address nobody has: swallowed, not sent along the default route.
     assert!(!a.try_sh("ping -q -c1 -W1 10.40.0.1").0);
     assert!(outside.sh("nft list ruleset").contains("ip saddr 10.0.0.0/8 counter packets 0"));
-    // No redirects between pods of one node.
+    // No redirects between pods of one node, also where somebody switches them on.
+    fabric.nodes[0].ns.sh("echo 1 >/proc/sys/net/ipv4/conf/all/send_redirects
+                           echo 1 >/proc/sys/net/ipv4/conf/weft/send_redirects");
+    a.sh("ping -q -c3 -i0.1 -W2 10.32.1.3");
     let redirects = a.sh("cat /proc/net/snmp | grep Icmp: | tail -1 | cut -d' ' -f9");
     assert_eq!(redirects.trim(), "0");
     // Not with another's address, nor with another MAC.

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use serde::Serialize;
 use weft_agent::lab::netns::Netns;
 use weft_proto::frame::Frame;
@@ -18,6 +18,8 @@ use weft_tests::stranger::Stranger;
 use weft_tests::{Cluster, wait_until};
 
 const REAL: usize = 9;
+/// Members that enter at the same time.
+const AT_ONCE: usize = 16;
 const SESSION: u64 = 1_700_000_000_000;
 const WINDOW: Duration = Duration::from_secs(30);
 
@@ -34,7 +36,7 @@ pub(crate) struct Agents {
     pub(crate) cpu_percent: f64,
     /// Bytes per second that one sends on the underlay at rest, counted by the kernel.
     pub(crate) sent: f64,
-    /// Seconds for all Joins and Acquires, one after the other, through one agent.
+    /// Seconds for all Joins and Acquires, some at once, through one agent.
     pub(crate) ledger_s: f64,
     /// Routes of the first agent.
     pub(crate) routes: usize,
@@ -82,7 +84,7 @@ fn enter(cluster: &Cluster, to: SocketAddr, number: usize) -> Result<NodeRecord>
         let reply: ProposeReply = reply.decode().context("the proposal failed")?;
         ensure!(!matches!(reply.outcome, Outcome::Refused(_)), "refused: {:?}", reply.outcome);
     }
-    connection.close(0_u32.into(), b"done");
+    stranger.leave(&connection)?;
     let host = u32::try_from(number)?;
     Ok(NodeRecord {
         underlay: vec![IpAddr::V4(Ipv4Addr::from(0xc612_0000 + host))],
@@ -100,16 +102,16 @@ pub(crate) fn measure(members: usize) -> Result<Agents> {
     let rss_few_mib = field(pid, "VmRSS")?;
     let to = SocketAddr::from((cluster.node(1).plan.address, MESH_PORT));
     let begun = Instant::now();
-    let mut records = Vec::new();
-    for number in 1..=members - REAL {
-        records.push(enter(&cluster, to, number)?);
-        if number % 500 == 0 {
-            eprintln!(
-                "{number} members in the ledger after {:.1} s",
-                begun.elapsed().as_secs_f64()
-            );
-        }
-    }
+    // Each waits for the ledger twice: many at once, as when a cluster grows.
+    let records: Vec<NodeRecord> = std::thread::scope(|scope| {
+        let cluster = &cluster;
+        let some = move |first: usize| -> Result<Vec<NodeRecord>> {
+            (first..=members - REAL).step_by(AT_ONCE).map(|n| enter(cluster, to, n)).collect()
+        };
+        let threads: Vec<_> = (1..=AT_ONCE).map(|first| scope.spawn(move || some(first))).collect();
+        let all = threads.into_iter().map(|t| t.join().map_err(|_| anyhow!("panicked"))?);
+        Ok::<_, anyhow::Error>(all.collect::<Result<Vec<_>>>()?.concat())
+    })?;
     let ledger_s = begun.elapsed().as_secs_f64();
     let teller = Stranger::new(&Netns::named(&cluster.plan.underlay))?;
     let connection = teller.join(to, KEY, "teller")?;

@@ -90,7 +90,9 @@ pub(crate) fn measure(peers: usize) -> Result<Kernel> {
         space.0.exec(&argv)
     };
     ip("link set lo up")?;
-    ip("link add eth0 type dummy")?;
+    // Not every kernel has dummy devices; the other end swallows all.
+    ip("link add eth0 type veth peer name peer0")?;
+    ip("link set peer0 up")?;
     ip("addr add 172.16.0.1/12 dev eth0")?;
     ip("link set eth0 up")?;
     ip("route add default via 172.16.255.254")?;
