@@ -44,10 +44,7 @@ pub fn run() -> u8 {
     if get("CNI_COMMAND").is_none()
         && std::env::args().nth(1).is_some_and(|a| a.trim_start_matches('-') == "version")
     {
-        return print(
-            &format!("weft CNI plugin {}\n", env!("CARGO_PKG_VERSION")),
-            SUCCESS,
-        );
+        return print(&format!("weft CNI plugin {}\n", env!("CARGO_PKG_VERSION")), SUCCESS);
     }
     let mut input = Vec::new();
     let read = io::stdin().lock().take(MAX_INPUT + 1).read_to_end(&mut input);
