@@ -247,8 +247,8 @@ fn sysctls(intent: &Intent, facts: &NodeFacts) -> BTreeMap<String, String> {
     set("net/ipv4/conf/all/send_redirects".to_owned(), "0");
     set(format!("net/ipv4/conf/{BRIDGE}/send_redirects"), "0");
     if has_ports(intent) {
-        let (path, value) = localnet();
-        set(path, value);
+        // For host ports on 127.0.0.1; the rule set keeps pods out of it.
+        set(format!("net/ipv4/conf/{BRIDGE}/route_localnet"), "1");
     }
     if has_v6(intent) {
         set("net/ipv6/conf/all/forwarding".to_owned(), "1");
@@ -266,11 +266,6 @@ fn sysctls(intent: &Intent, facts: &NodeFacts) -> BTreeMap<String, String> {
 /// Some pod has a host port.
 pub(crate) fn has_ports(intent: &Intent) -> bool {
     intent.pods.values().any(|pod| !pod.port_mappings.is_empty())
-}
-
-/// The sysctl for host ports on 127.0.0.1; the rule set keeps pods out of it.
-pub(crate) fn localnet() -> (String, &'static str) {
-    (format!("net/ipv4/conf/{BRIDGE}/route_localnet"), "1")
 }
 
 /// A degraded condition.

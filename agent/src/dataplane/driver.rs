@@ -46,6 +46,8 @@ const GATHER_MAX: Duration = Duration::from_millis(640);
 const LOOK: Duration = Duration::from_secs(30);
 /// A change that the kernel refused is tried again after this.
 const RETRY: Duration = Duration::from_secs(2);
+/// Pods with host ports are often replaced: their chains outlive them by this.
+const PORTS_STAY: Duration = Duration::from_secs(60);
 
 pub(crate) struct Driver {
     config: DataplaneConfig,
@@ -65,6 +67,10 @@ pub(crate) struct Driver {
     elements: Elements,
     /// The kernel refused elements: only the whole rule set will do.
     rules_behind: bool,
+    /// The rule set has the chains for host ports.
+    port_chains: bool,
+    /// They stay until then, also without any.
+    ports_until: Instant,
     mtu: Mtu,
     /// Conditions by where they come from.
     conditions: BTreeMap<&'static str, Vec<Condition>>,
@@ -115,6 +121,8 @@ impl Driver {
             ruleset: Ruleset::default(),
             elements: Elements::new(),
             rules_behind: false,
+            port_chains: false,
+            ports_until: Instant::now(),
             mtu: Mtu { value: 0, source: String::new() },
             conditions: BTreeMap::new(),
             errors: Vec::new(),
@@ -412,12 +420,17 @@ impl Driver {
         self.observed.sysctls.extend(sysctl::read(missing));
         if !intent.ranges.is_empty() {
             let underlay: Vec<_> = facts.underlay.iter().map(IpNet::addr).collect();
+            let now = Instant::now();
+            if has_ports(&intent) {
+                self.ports_until = now + PORTS_STAY;
+            }
             // While settling, nothing of an earlier life goes.
             let earlier = || self.rules.elements.keys().any(|(family, ..)| *family == Family::Inet);
+            self.port_chains = now < self.ports_until || intent.settling && earlier();
             self.ruleset = ruleset(Wanted {
                 ranges: &intent.ranges,
                 masquerade: self.config.masquerade,
-                host_ports: has_ports(&intent) || intent.settling && earlier(),
+                host_ports: self.port_chains,
                 underlay: &underlay,
                 vxlan_port: self.config.vxlan_port,
             });

@@ -8,14 +8,13 @@ use std::time::Instant;
 use weft_proto::names::{BRIDGE, VXLAN};
 
 use super::super::DataplaneError;
-use super::super::desired::{DesiredPods, desired_pod, has_ports, host_net, localnet};
+use super::super::desired::{DesiredPods, desired_pod, has_ports, host_net};
 use super::super::handle::PodChange;
 use super::super::intent::{Intent, PodIntent};
-use super::super::model::{Observed, Op};
+use super::super::model::Observed;
 use super::super::nft::ruleset::{ElementKey, Elements, pod_elements};
 use super::super::nft::transaction;
-use super::super::plan::{Plan, plan_pods};
-use super::super::sysctl;
+use super::super::plan::plan_pods;
 use super::Driver;
 use super::reaping::REAP;
 
@@ -113,15 +112,13 @@ impl Driver {
         // As long as nobody wants what another has, host ports are elements like others.
         let fought = self.conditions.get("ports").is_some_and(|found| !found.is_empty());
         let clash = ports && (fought || touched.clashes(&self.elements));
-        let had_ports = has_ports(intent);
         change(Arc::make_mut(intent), changes);
-        let (settling, has_ports) = (intent.settling, has_ports(intent));
+        // With a node's first host port come chains and a sysctl; a look takes them away.
+        let (settling, first) = (intent.settling, !self.port_chains && has_ports(intent));
         self.wait_for_reaper();
-        if clash || self.rules_behind || self.rules.tables != self.ruleset.tables {
-            return self.carry_out(had_ports == has_ports);
-        }
-        if had_ports != has_ports {
-            self.want_localnet(has_ports);
+        let behind = self.rules_behind || self.rules.tables != self.ruleset.tables;
+        if clash || behind || first {
+            return self.carry_out(!first);
         }
         touched.want(&mut self.pods, &mut self.elements);
         // Rules first: no pod is reachable before its isolation.
@@ -135,22 +132,6 @@ impl Driver {
             self.reap_at.get_or_insert_with(|| Instant::now() + REAP);
         }
         result
-    }
-
-    /// The first host port of a node wants a sysctl that nothing else does; without any, it
-    /// stays as it is.
-    fn want_localnet(&mut self, wanted: bool) {
-        let (path, value) = localnet();
-        if !wanted {
-            self.desired.sysctls.remove(&path);
-            return;
-        }
-        self.desired.sysctls.insert(path.clone(), value.to_owned());
-        self.observed.sysctls.extend(sysctl::read(vec![path.clone()]));
-        if self.observed.sysctls.get(&path).is_some_and(|found| found != value) {
-            let ops = vec![Op::SetSysctl(path, value.to_owned())];
-            self.execute(&Plan { ops, ..Plan::default() });
-        }
     }
 
     /// Sets and removes the elements of these pods in one transaction.

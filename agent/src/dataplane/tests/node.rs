@@ -93,6 +93,27 @@ fn brings_up_everything_once() {
 }
 
 #[test]
+fn the_first_host_port_is_in_force_when_it_is_settled() {
+    let ns = node("ports");
+    let handle = ns.start(DataplaneConfig::new("n1", NodeId([1; 16])));
+    settle(&handle, &intent());
+    let chains = || ns.sh("nft list ruleset; cat /proc/sys/net/ipv4/conf/weft/route_localnet");
+    assert!(!chains().contains("dnat"), "{}", chains());
+    let (key, mut p) = pod("c1", "10.32.0.2");
+    p.port_mappings.push(PortMapping {
+        host_port: 8080,
+        container_port: 80,
+        protocol: "tcp".into(),
+        host_ip: None,
+    });
+    handle.change_pods(vec![(key, Some(p))]);
+    block(handle.settled()).unwrap();
+    let shown = chains();
+    assert!(shown.contains("dnat") && shown.contains("8080"), "{shown}");
+    assert!(shown.ends_with("1\n"), "{shown}");
+}
+
+#[test]
 fn restores_whatever_is_deleted() {
     let ns = node("repair");
     let handle = ns.start(DataplaneConfig::new("n1", NodeId([1; 16])));
