@@ -317,7 +317,8 @@ fn a_reboot_leaves_blocks_and_nothing_else() -> Result {
     let _ = node.exec(&["ip", "route", "flush", "proto", "117"]);
     std::fs::remove_dir_all(node.spec().run_dir())?;
     node.restart()?;
-    ensure!(node.status()?.ipam.blocks == blocks, "blocks {blocks:?} are kept");
+    let kept = node.status()?.ipam.blocks;
+    ensure!(kept == blocks, "blocks {blocks:?} are kept, now {kept:?}");
     audit::wait_exactly(node, &[])?;
     let pods = [node.add_pod()?, node.add_pod()?];
     audit::wait_exactly(node, &pods.iter().collect::<Vec<_>>())?;
