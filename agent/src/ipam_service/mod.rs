@@ -300,6 +300,11 @@ impl IpamService {
         self.woken();
     }
 
+    /// Position of the ledger it follows.
+    pub(crate) fn followed(&self) -> u64 {
+        self.lock().followed
+    }
+
     /// Something may be free now; or the supplier may get further.
     fn woken(&self) {
         self.changed.notify_waiters();

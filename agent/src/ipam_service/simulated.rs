@@ -33,9 +33,4 @@ impl IpamService {
     pub(crate) fn ready(&self) -> u64 {
         self.lock().table.ready(false, now_ms())
     }
-
-    /// Position of the ledger it follows.
-    pub(crate) fn followed(&self) -> u64 {
-        self.lock().followed
-    }
 }

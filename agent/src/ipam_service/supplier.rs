@@ -98,6 +98,10 @@ impl Supplier {
         }
         let family = |r: &&ipnet::IpNet| matches!(r, ipnet::IpNet::V6(_)) == ipv6;
         let Some(range) = ledger.ranges().iter().find(family) else { return Order::Nothing };
+        // Right after a start the lease table may not know yet what is owned already.
+        if self.service.followed() < ledger.head().index {
+            self.service.follow(&ledger);
+        }
         let host_bits = range.max_prefix_len() - weft_ipam::block_len(range);
         let (waiting, free) = {
             let state = self.service.lock();

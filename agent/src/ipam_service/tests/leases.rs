@@ -40,6 +40,20 @@ async fn leases_survive_a_restart() {
 }
 
 #[tokio::test]
+async fn a_start_asks_for_nothing_that_it_owns_already() {
+    let (shared, first, dir) = alone("10.32.0.0/24");
+    first.add("a").await.unwrap();
+    drop(first);
+    let blocks = shared.lock().ledger.blocks().count();
+    // After a reboot no lease is known, and who waits may be faster than the first look at
+    // the ledger.
+    std::fs::remove_file(dir.0.join("leases1.json")).unwrap();
+    let again = Node::open(&shared, 1, &dir.0).supplied();
+    again.add("b").await.unwrap();
+    assert_eq!(shared.lock().ledger.blocks().count(), blocks);
+}
+
+#[tokio::test]
 async fn what_cannot_be_written_is_not_answered_and_not_lost() {
     let (shared, node, dir) = alone("10.32.0.0/29");
     let kept = node.add("kept").await.unwrap();

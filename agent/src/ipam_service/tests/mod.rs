@@ -235,7 +235,7 @@ struct Node {
 
 impl Node {
     /// Reads what earlier lives left in `dir`, as the agent does.
-    fn start(shared: &Arc<Shared>, number: u8, dir: &Path) -> Self {
+    fn open(shared: &Arc<Shared>, number: u8, dir: &Path) -> Self {
         static SESSION: AtomicU64 = AtomicU64::new(10);
         let me = node(number);
         let seat = Arc::new(Seat {
@@ -253,13 +253,23 @@ impl Node {
         let registry: Arc<dyn Registry> = Arc::clone(&seat) as Arc<dyn Registry>;
         let donations = Donations::new(Arc::clone(&service), registry, promises);
         shared.lock().services.insert(me, Arc::downgrade(&donations));
-        service.follow(&seat.ledger());
         Self { service, donations, seat, supplier: OnceLock::new() }
+    }
+
+    /// The same, and it has heard of the ledger.
+    fn start(shared: &Arc<Shared>, number: u8, dir: &Path) -> Self {
+        let node = Self::open(shared, number, dir);
+        node.service.follow(&node.seat.ledger());
+        node
     }
 
     /// The same with its supplier running.
     fn run(shared: &Arc<Shared>, number: u8, dir: &Path) -> Self {
-        let node = Self::start(shared, number, dir);
+        Self::start(shared, number, dir).supplied()
+    }
+
+    fn supplied(self) -> Self {
+        let node = self;
         let supplier = Supplier::new(
             Arc::clone(&node.service),
             Arc::clone(&node.seat) as Arc<dyn Registry>,
