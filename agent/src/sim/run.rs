@@ -288,7 +288,10 @@ async fn perform(world: &Arc<World>, action: Action) {
         }
         Action::Del(n, count) if known(n) => world.end_pods(n, count),
         Action::Evict(a, b) if known(a) && known(b) => evict(world, a, b, false),
-        Action::Force(a, b) if known(a) && known(b) => evict(world, a, b, true),
+        // Its vote is lost with it, like that of a machine whose disk is.
+        Action::Force(a, b) if known(a) && known(b) && operator::may_lose(world, b) => {
+            evict(world, a, b, true);
+        }
         Action::Move(n) if known(n) => world.relocate(n),
         Action::Grow(n) if known(n) => grow(world, n),
         Action::Ballot(n) if known(n) && world.node(n).process.is_some() => {

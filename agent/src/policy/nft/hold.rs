@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use super::elements::{Fam, address_key, holder};
-use super::layout::{base, map_name, membership};
+use super::layout::{FORWARD, base, map_name, membership, settle};
 use super::model::{Desired, Edit, Key, Observed, Set, diff};
 use crate::policy::state::Direction;
 
@@ -97,7 +97,7 @@ impl Held {
             chains: observed
                 .chains
                 .iter()
-                .filter(|(name, _)| fixed.chains.contains_key(*name))
+                .filter(|(name, _)| fixed.chains.contains_key(*name) || *name == FORWARD)
                 .map(|(name, chain)| (name.clone(), chain.clone()))
                 .collect(),
         };
@@ -113,6 +113,7 @@ impl Held {
         let mut out = base();
         out.sets.clone_from(fixed);
         self.place(&mut out, there);
+        settle(&mut out);
         out
     }
 
@@ -142,11 +143,14 @@ impl Held {
     /// again if it is remembered; else who had it is closed.
     pub(crate) fn edit_with(&self, memory: &Desired, observed: &Observed) -> Edit {
         let desired = self.remembered(memory, observed);
-        let known = Observed {
+        let mut known = Observed {
             live: observed.live,
             sets: common(&observed.sets, &desired.sets),
             chains: common(&observed.chains, &desired.chains),
         };
+        if let Some(forward) = observed.chains.get(FORWARD) {
+            known.chains.insert(FORWARD.to_owned(), forward.clone());
+        }
         let edit = diff(&desired, &known);
         if !edit.reset {
             return edit;
@@ -182,6 +186,7 @@ impl Held {
         }
         let made: BTreeSet<String> = out.chains.keys().cloned().collect();
         self.place(&mut out, |chain| made.contains(chain) || observed.chains.contains_key(chain));
+        settle(&mut out);
         out
     }
 }

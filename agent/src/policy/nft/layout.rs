@@ -6,6 +6,12 @@
 //! out4-ID: rules, each return (allowed: on to ingress) or goto deny-out4
 //! deny-*:  counter of the pod ─► refuse-*: counter of the port, log, drop
 //! ```
+//!
+//! The base chain `forward` is there only while a pod of this node is restricted: every
+//! packet of every pod pays for it. It comes and goes in the transaction that brings the
+//! first of them and takes the last. Until then `tracking`, which no packet reaches, makes
+//! the kernel track connections: one that is there when its pod becomes restricted is an
+//! established one.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -24,6 +30,9 @@ use crate::policy::state::{
 
 /// Refused packets counted by protocol and port.
 pub(crate) const REFUSED_PORTS: &str = "refused-ports";
+/// The base chain.
+pub(crate) const FORWARD: &str = "forward";
+const TRACKING: &str = "tracking";
 const PROTOCOLS: &str = "protocols";
 const WITH_PORTS: [u8; 3] = [6, 17, 132];
 const LOGS_PER_SECOND: u64 = 50;
@@ -82,7 +91,28 @@ pub(crate) fn membership(ip: IpAddr) -> [(String, super::model::Key); 3] {
     ]
 }
 
-/// The table without any policy.
+/// The base chain, which leads packets to the rest.
+pub(crate) fn forward() -> Body {
+    let mut rules = vec![Rule::default().established().verdict(ACCEPT, None)];
+    for fam in Fam::BOTH {
+        rules.push(Rule::default().family(fam.is_v6()).verdict(GOTO, Some(&fam.name("judge"))));
+    }
+    let hook = Hook { kind: "filter".to_owned(), hook: 2, priority: 0 };
+    Body { hook: Some(hook), rules: rules.into_iter().map(Rule::build).collect() }
+}
+
+/// Puts the base chain in if anybody is restricted, else takes it out.
+pub(crate) fn settle(out: &mut Desired) {
+    let is_restricted =
+        |fam: &Fam| out.sets.get(&itself(*fam)).is_some_and(|set| !set.elements.is_empty());
+    if Fam::BOTH.iter().any(is_restricted) {
+        out.chains.insert(FORWARD.to_owned(), forward());
+    } else {
+        out.chains.remove(FORWARD);
+    }
+}
+
+/// What is in the table whatever the policies, but for the base chain.
 pub(crate) fn base() -> Desired {
     let mut out = Desired::default();
     let mut set = |name: String, shape: Shape, elements: Elements| {
@@ -98,16 +128,14 @@ pub(crate) fn base() -> Desired {
     set(REFUSED_PORTS.to_owned(), refused_ports(), Elements::new());
     let with_ports = WITH_PORTS.map(|proto| (protocol_key(proto), String::new())).into();
     set(PROTOCOLS.to_owned(), protocols(), with_ports);
-    let mut chain = |name: String, hook: Option<Hook>, rules: Vec<Rule>| {
+    let mut chain = |name: String, rules: Vec<Rule>| {
         let rules = rules.into_iter().map(Rule::build).collect();
-        out.chains.insert(name, Body { hook, rules });
+        out.chains.insert(name, Body { hook: None, rules });
     };
-    let forward = Hook { kind: "filter".to_owned(), hook: 2, priority: 0 };
-    let mut rules = vec![Rule::default().established().verdict(ACCEPT, None)];
+    chain(TRACKING.to_owned(), vec![Rule::default().established().verdict(ACCEPT, None)]);
     for fam in Fam::BOTH {
-        rules.push(Rule::default().family(fam.is_v6()).verdict(GOTO, Some(&fam.name("judge"))));
-        chain(fam.name("judge"), None, judge(fam));
-        chain(fam.name(STRAY), None, stray(fam));
+        chain(fam.name("judge"), judge(fam));
+        chain(fam.name(STRAY), stray(fam));
         for direction in DIRECTIONS {
             let count = own(Rule::default().family(fam.is_v6()), direction, fam).lookup(
                 &refused_name(direction, fam),
@@ -115,10 +143,9 @@ pub(crate) fn base() -> Desired {
                 None,
             );
             let on = Rule::default().verdict(GOTO, Some(&format!("refuse-{}", way(direction))));
-            chain(deny_name(direction, fam), None, vec![count, on]);
+            chain(deny_name(direction, fam), vec![count, on]);
         }
     }
-    chain("forward".to_owned(), Some(forward), rules);
     for (what, ports) in [("in", true), ("out", true), (STRAY, false)] {
         let mut rules = Vec::new();
         if ports {
@@ -134,7 +161,7 @@ pub(crate) fn base() -> Desired {
             Rule::default().limit(LOGS_PER_SECOND, LOG_BURST).log(&prefix, LOG_GROUP, LOG_BYTES),
         );
         rules.push(Rule::default().verdict(DROP, None));
-        chain(format!("refuse-{what}"), None, rules);
+        chain(format!("refuse-{what}"), rules);
     }
     out
 }
@@ -316,5 +343,6 @@ pub(crate) fn layout(state: &PolicyState, families: Families) -> Desired {
             }
         }
     }
+    settle(&mut out);
     out
 }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use weft_proto::names::fnv64;
 
+use super::layout::FORWARD;
 use crate::dataplane::nft::ruleset::Hook;
 
 /// Form of a set or map.
@@ -189,10 +190,9 @@ pub(crate) fn diff(desired: &Desired, observed: &Observed) -> Edit {
         || observed.sets.is_empty()
         || desired.sets.iter().any(reshaped)
         || desired.chains.iter().any(rehooked)
-        || observed
-            .chains
-            .iter()
-            .any(|(name, c)| c.hook.is_some() && !desired.chains.contains_key(name))
+        || observed.chains.iter().any(|(name, c)| {
+            c.hook.is_some() && name != FORWARD && !desired.chains.contains_key(name)
+        })
     {
         return rebuild(desired);
     }

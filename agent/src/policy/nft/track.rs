@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use super::elements::{Fam, address_key, keys, set_name, shape};
-use super::layout::{Families, chain_names, chains, map_name, membership, verdict_elements};
+use super::layout::{
+    FORWARD, Families, chain_names, chains, forward, map_name, membership, verdict_elements,
+};
 use super::model::Edit;
 use crate::policy::state::{
     Action, Chain, ChainId, Delta, Peers, PolicyState, Ports, Rule, SetId, SetKind, Subject,
@@ -31,6 +33,7 @@ impl Tracker {
     /// Takes a delta in; yields what to change in the kernel.
     pub(crate) fn edit(&mut self, delta: &Delta, families: Families) -> Edit {
         let mut edit = Edit::default();
+        let restricted = self.restricts(families);
         for (id, kind) in &delta.new_sets {
             self.sets.insert(id.clone(), *kind);
             for fam in families.iter() {
@@ -53,6 +56,15 @@ impl Tracker {
         for (ip, subject) in &delta.subjects {
             self.subject(*ip, subject.clone(), families, &mut edit);
         }
+        match (restricted, self.restricts(families)) {
+            (false, true) => {
+                edit.new_chains.insert(FORWARD.to_owned(), forward());
+            }
+            (true, false) => {
+                edit.old_chains.insert(FORWARD.to_owned());
+            }
+            _ => {}
+        }
         for id in &delta.old_chains {
             if let Some(chain) = self.chains.remove(id) {
                 for fam in families.iter() {
@@ -66,6 +78,10 @@ impl Tracker {
             }
         }
         edit
+    }
+
+    fn restricts(&self, families: Families) -> bool {
+        self.subjects.keys().any(|ip| families.has(Fam::of(*ip)))
     }
 
     fn each<'a>(

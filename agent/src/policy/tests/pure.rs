@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use super::states::{Build, delta, found, ip, isolated, rule};
 use crate::policy::nft::elements::holder;
 use crate::policy::nft::hold::Held;
-use crate::policy::nft::layout::{Families, layout};
+use crate::policy::nft::layout::{FORWARD, Families, layout};
 use crate::policy::nft::model::{Key, Observed, diff, rebuild};
 use crate::policy::nft::track::Tracker;
 use crate::policy::state::{
@@ -148,8 +148,9 @@ proptest! {
             held.close(address(*n));
         }
         let edit = held.edit(&kernel);
-        // No chain and no set of the policy is touched.
-        prop_assert!(!edit.reset && edit.new_chains.is_empty() && edit.old_chains.is_empty());
+        // No chain and no set of the policy is touched; the base chain comes and goes.
+        prop_assert!(edit.new_chains.keys().all(|name| name == FORWARD));
+        prop_assert!(!edit.reset && edit.old_chains.iter().all(|name| name == FORWARD));
         prop_assert!(edit.old_sets.is_empty() && edit.rewrite.is_empty());
         kernel.apply(&edit);
         let mut wanted = state.clone();
@@ -220,7 +221,8 @@ proptest! {
         let mut held = Held::of(&before);
         anew.iter().for_each(|ip| held.renew(*ip));
         let edit = held.edit_with(&memory, &before);
-        prop_assert!(!edit.reset && edit.old_chains.is_empty() && edit.old_sets.is_empty());
+        prop_assert!(!edit.reset && edit.old_sets.is_empty());
+        prop_assert!(edit.old_chains.iter().all(|name| name == FORWARD));
         prop_assert!(edit.rewrite.is_empty());
         let mut kernel = before.clone();
         kernel.apply(&edit);
@@ -270,6 +272,33 @@ proptest! {
         kernel.apply(&held.edit_with(&layout(&wanted, both), &kernel));
         prop_assert_eq!(&kernel, &found(&layout(&wanted, both)));
     }
+}
+
+#[test]
+fn packets_are_looked_at_only_while_a_pod_is_restricted() {
+    let both = Families { v4: true, v6: true };
+    let hooks = |kernel: &Observed| {
+        let hooked = kernel.chains.iter().filter(|(_, chain)| chain.hook.is_some());
+        hooked.map(|(name, _)| name.clone()).collect::<Vec<_>>()
+    };
+    let nobody = PolicyState::default();
+    let mut kernel = found(&layout(&nobody, both));
+    assert!(hooks(&kernel).is_empty());
+    let open = isolated(Direction::Ingress, vec![rule(Peers::Any, Ports::Any, Action::Accept)]);
+    let somebody = Build::default().chain("in", open, &["10.0.0.1"]).0;
+    let mut tracker = Tracker::of(&nobody);
+    kernel.apply(&tracker.edit(&delta(&nobody, &somebody), both));
+    assert_eq!(
+        (hooks(&kernel), &kernel),
+        (vec![FORWARD.to_owned()], &found(&layout(&somebody, both)))
+    );
+    kernel.apply(&tracker.edit(&delta(&somebody, &nobody), both));
+    assert_eq!(kernel, found(&layout(&nobody, both)));
+    // Nothing is known yet, and a pod comes.
+    let mut held = Held::of(&kernel);
+    held.close(ip("10.0.0.2"));
+    kernel.apply(&held.edit(&kernel));
+    assert_eq!(hooks(&kernel), [FORWARD]);
 }
 
 #[test]
