@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use weft_ipam::ledger::Ledger;
 use weft_proto::api::LeaseInfo;
@@ -51,13 +52,13 @@ pub(crate) fn pod(lease: &LeaseInfo) -> Option<PodIntent> {
 /// The whole intent.
 pub(crate) fn intent<'a>(
     ledger: &Ledger,
-    peers: BTreeMap<NodeId, PeerIntent>,
+    peers: impl Into<Arc<BTreeMap<NodeId, PeerIntent>>>,
     own: Vec<IpAddr>,
     leases: impl Iterator<Item = &'a LeaseInfo>,
     settling: bool,
 ) -> Intent {
     let pods = leases.filter_map(|lease| Some((lease.key.clone(), pod(lease)?))).collect();
-    Intent { ranges: ledger.ranges().to_vec(), own, peers, pods, settling }
+    Intent { ranges: ledger.ranges().to_vec(), own, peers: peers.into(), pods, settling }
 }
 
 #[cfg(test)]

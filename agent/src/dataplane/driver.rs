@@ -4,6 +4,7 @@
 //! An intent is applied at once against the last picture of the kernel; events
 //! are gathered for a moment, then the kernel is looked at as a whole.
 
+mod peering;
 mod quick;
 mod reaping;
 
@@ -22,7 +23,9 @@ use weft_proto::names::{MIN_MTU, NFT_TABLE, VXLAN};
 
 use super::apply::{Indexes, OpError, apply};
 use super::cleanup::failed;
-use super::desired::{Desired, DesiredPods, condition, desired, desired_pods, has_ports};
+use super::desired::{
+    Desired, DesiredPods, NodeFacts, condition, desired, desired_pods, has_ports,
+};
 use super::events::{Events, Source};
 use super::facts::{Mtu, is_ours, node_facts, underlay};
 use super::fights::{Fights, repair};
@@ -58,8 +61,15 @@ pub(crate) struct Driver {
     route_events: Events,
     nft_events: Events,
     intent: Option<Arc<Intent>>,
+    /// The one before, until what the last one changed is in the kernel: to free it takes
+    /// the longer the more peers there are.
+    former: Option<Arc<Intent>>,
     generation: u64,
     observed: Observed,
+    /// Nothing was foreign, and the kernel took everything, when it was last brought to
+    /// what is desired of peers: as far as is known it holds that.
+    clean: bool,
+    facts: Option<NodeFacts>,
     rules: ObservedRules,
     desired: Desired,
     pods: DesiredPods,
@@ -113,8 +123,11 @@ impl Driver {
             shared,
             woken,
             intent: None,
+            former: None,
             generation: 0,
             observed: Observed::default(),
+            clean: false,
+            facts: None,
             rules: ObservedRules::default(),
             desired: Desired::default(),
             pods: DesiredPods::default(),
@@ -224,6 +237,7 @@ impl Driver {
         if let Some(mut intent) = intent {
             quick::change(Arc::make_mut(&mut intent), &changes);
             self.settle(generation, false, |driver| driver.take_intent(intent));
+            self.former = None;
         } else if !changes.is_empty() {
             self.settle(generation, true, |driver| driver.take_changes(&changes));
         }
@@ -262,20 +276,23 @@ impl Driver {
 
     /// The quick way: no look at the kernel.
     fn take_intent(&mut self, intent: Arc<Intent>) -> Result<(), DataplaneError> {
-        let only_pods = self.intent.as_ref().is_some_and(|old| {
+        let alike = self.intent.as_ref().filter(|old| {
             old.ranges == intent.ranges
                 && old.own == intent.own
                 && old.settling == intent.settling
                 && has_ports(old) == has_ports(&intent)
-                && old.peers == intent.peers
         });
+        let alike = alike.map(Arc::clone);
         if self.intent.as_ref().is_none_or(|old| old.ranges != intent.ranges) {
             // What others' rules do to the range is not known yet.
             self.look_at = Instant::now();
         }
-        self.intent = Some(intent);
+        self.former = self.intent.replace(Arc::clone(&intent));
         self.wait_for_reaper();
-        self.carry_out(only_pods)
+        match alike {
+            Some(old) => self.take_peers(&old, &intent),
+            None => self.carry_out(false),
+        }
     }
 
     /// Brings the kernel from the last picture to what the intent says.
@@ -293,6 +310,9 @@ impl Driver {
         // Rules first: no pod is reachable before its isolation.
         let result = self.apply_rules().map(|_| ());
         self.execute(&plan);
+        if !only_pods {
+            self.clean = plan.conditions.is_empty() && self.errors.is_empty();
+        }
         self.schedule_reap();
         result
     }
@@ -300,6 +320,7 @@ impl Driver {
     /// The thorough way: what is there, what should be, the difference.
     fn look(&mut self) -> Result<(), DataplaneError> {
         let churn = std::mem::replace(&mut self.looked_for, self.generation) != self.generation;
+        self.clean = false;
         self.observe()?;
         self.want();
         let settling = self.intent.as_ref().is_none_or(|intent| intent.settling);
@@ -307,6 +328,7 @@ impl Driver {
         self.conditions.insert("plan", plan.conditions.clone());
         let repaired = self.apply_rules();
         let done = self.execute(&plan);
+        self.clean = plan.conditions.is_empty() && self.errors.is_empty();
         self.schedule_reap();
         if let Ok(Some(what)) = &repaired {
             self.note_repair(1, what);
@@ -418,8 +440,9 @@ impl Driver {
             .cloned()
             .collect();
         self.observed.sysctls.extend(sysctl::read(missing));
+        let underlay: Vec<_> = facts.underlay.iter().map(IpNet::addr).collect();
+        self.facts = Some(facts);
         if !intent.ranges.is_empty() {
-            let underlay: Vec<_> = facts.underlay.iter().map(IpNet::addr).collect();
             let now = Instant::now();
             if has_ports(&intent) {
                 self.ports_until = now + PORTS_STAY;

@@ -27,6 +27,7 @@ pub mod model;
 pub(crate) mod netlink;
 pub mod nft;
 mod observe;
+pub mod peers;
 pub mod plan;
 mod reaper;
 mod sysctl;

@@ -1,8 +1,8 @@
 //! The real data plane in a namespace of its own, with thousands of peers: what it costs
 //! to put all of them into the kernel, to change one, and to look without a difference.
 
-use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -56,7 +56,7 @@ fn intent(peers: usize) -> Result<Intent> {
     Ok(Intent {
         ranges: vec!["10.32.0.0/12".parse()?],
         own: vec!["10.32.0.1".parse()?],
-        peers: (0..peers).map(peer).collect::<Result<BTreeMap<_, _>>>()?,
+        peers: Arc::new((0..peers).map(peer).collect::<Result<_>>()?),
         pods: BTreeMap::new(),
         settling: false,
     })
@@ -114,7 +114,7 @@ pub(crate) fn measure(peers: usize) -> Result<Kernel> {
     for round in 0..ROUNDS {
         let (node, _) = peer(round * peers / ROUNDS)?;
         let address = IpAddr::V4(Ipv4Addr::from(0xac1e_0000 + u32::try_from(round)?));
-        wanted.peers.get_mut(&node).context("a peer")?.underlay = address;
+        Arc::make_mut(&mut wanted.peers).get_mut(&node).context("a peer")?.underlay = address;
         let begun = Instant::now();
         plane.set_intent(wanted.clone());
         settle(&runtime, &plane)?;
