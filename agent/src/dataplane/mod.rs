@@ -6,7 +6,7 @@
 //! kernel --observe--> Observed -+                             |
 //!    ^----------------- netlink events: "look again" ---------+
 //! ```
-//! The pure part is [`desired`], [`plan`], [`model`], [`facts`] and the
+//! The pure part is [`desired`], [`peers`], [`plan`], [`model`], [`facts`] and the
 //! rule set in [`nft`]; the rest reads or writes netlink. One thread
 //! ([`driver`]) owns the kernel side; [`handle`] is how the agent talks to it.
 

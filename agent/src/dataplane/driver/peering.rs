@@ -28,7 +28,7 @@ impl Driver {
             result = self.apply_rules().map(drop);
         }
         self.execute(&plan);
-        self.clean &= self.errors.is_empty();
+        self.clean = self.took(&plan);
         self.schedule_reap();
         result
     }

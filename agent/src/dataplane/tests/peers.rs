@@ -234,14 +234,20 @@ fn the_kernel_holds_what_it_would_after_a_start() {
         let fresh = node("fresh");
         let other = fresh.start(config());
         settle(&other, &now);
-        let show = "ip nexthop; ip route show proto 117; ip -6 route show proto 117";
-        let neighbours = format!("ip neigh show dev {VXLAN} nud permanent | sort");
-        for what in [show, neighbours.as_str()] {
-            assert_eq!(ns.sh(what), fresh.sh(what), "after {step:?}");
+        let all = format!(
+            "ip nexthop; ip route show proto 117; ip -6 route show proto 117;
+             ip neigh show dev {VXLAN} nud permanent | sort"
+        );
+        // With the first address of IPv6 comes another MTU, and with that the device's MAC is
+        // set again, at which the kernel forgets its neighbours: a look brings them back.
+        eventually(&format!("the same as after a start: {step:?}"), || {
+            ns.sh(&all) == fresh.sh(&all)
+        });
+        if handle.mtu() == 1450 {
+            assert_eq!(handle.status().repairs, 0, "{:?}", handle.status());
         }
     }
     // What was made the quick way is mended like anything else.
-    assert_eq!(handle.status().repairs, 0, "{:?}", handle.status());
     let routes = || ns.sh("ip route show proto 117");
     let before = routes();
     assert!(before.contains("10.32.4.0/26"), "{before}");
