@@ -68,8 +68,7 @@ fn intent(peers: usize) -> Result<Intent> {
         ranges: vec!["10.32.0.0/12".parse()?],
         own: vec!["10.32.0.1".parse()?],
         peers: Arc::new((0..peers).map(peer).collect::<Result<_>>()?),
-        pods: BTreeMap::new(),
-        settling: false,
+        ..Intent::default()
     })
 }
 
