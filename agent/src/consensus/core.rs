@@ -228,7 +228,12 @@ impl Core {
     pub(crate) async fn launch(&self, seated: Seated) -> Result<Arc<Running>, ConsensusError> {
         let engine_error = |e: &dyn std::fmt::Display| ConsensusError::Engine(e.to_string());
         let machine = Machine::load(self.db.clone(), self.replica.clone()).await?;
-        let network = Network { net: self.net.clone(), seats: self.seats.clone(), seated };
+        let network = Network {
+            net: self.net.clone(),
+            seats: self.seats.clone(),
+            replica: self.replica.clone(),
+            seated,
+        };
         let mut log = LogStore::new(self.db.clone());
         let found = log.get_log_state().await.map_err(|e| engine_error(&e))?;
         let inherited = found.last_log_id.map(|id| id.index);
@@ -255,13 +260,13 @@ impl Core {
 
     /// True if the engine still counts: not if the ledger has gone on without
     /// it, beyond its log, and no leader talks to it. Such a voter was removed
-    /// while it was away, or left behind by a recovery; it could never win an
-    /// election.
+    /// while it was away; it could never win an election. Nor if a recovery left
+    /// it behind: then its leader was left behind with it, and may well talk.
     pub(crate) fn is_member(&self, running: &Running) -> bool {
         let metrics = running.metrics();
         let logged = metrics.last_log_index.map_or(0, |index| index + 1);
         let outrun = !running.is_led() && self.replica.head().index > logged;
-        running.is_member() && !outrun
+        running.is_member() && !outrun && !self.left_behind(running)
     }
 
     /// Puts the seat (or that there is none) into this node's record.

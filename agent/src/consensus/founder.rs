@@ -14,6 +14,7 @@ use super::core::{Core, Running};
 use super::error::ConsensusError;
 use super::founding::{Answer, SETTLE, Step, decide, receive};
 use super::store::Seated;
+use super::sync::UNKNOWN;
 use crate::host;
 
 /// Pause between two rounds of questions.
@@ -68,7 +69,7 @@ pub(crate) async fn found(core: Arc<Core>) {
             Step::Follow => {
                 core.set_founding_waits(Some("a cluster exists: fetching its ledger".to_owned()));
                 for answer in answers.iter().filter(|a| a.state.cluster.is_some()) {
-                    let head = LedgerHead { cluster: answer.state.cluster, index: u64::MAX };
+                    let head = LedgerHead { cluster: answer.state.cluster, index: UNKNOWN };
                     // A full queue is fine: the next round offers it again.
                     let _full = core.heads.try_send((answer.node, head));
                 }
@@ -104,7 +105,7 @@ async fn completed(core: Arc<Core>) {
             if cluster.is_some() && founding == running.seated.founding {
                 core.set_founded_without_us();
                 // A full queue is fine: the next round offers it again.
-                let head = LedgerHead { cluster, index: u64::MAX };
+                let head = LedgerHead { cluster, index: UNKNOWN };
                 let _full = core.heads.try_send((answer.node, head));
             }
         }

@@ -15,9 +15,11 @@ use weft_proto::id::RaftId;
 use weft_proto::wire::v1::{Failure, Raft, RaftReply};
 
 use super::error::failure;
+use super::recover::is_jump;
+use super::replica::Replica;
 use super::seats::Seats;
 use super::store::Seated;
-use super::types::{Engine, Seat, TypeConfig, decode, encode};
+use super::types::{Engine, LogId, Seat, TypeConfig, decode, encode};
 use crate::mesh::net::PeerNet;
 
 /// Kind of append-entries in [`Raft`].
@@ -32,6 +34,7 @@ pub(crate) const SNAPSHOT: u8 = 3;
 pub(crate) struct Network {
     pub(super) net: Arc<dyn PeerNet>,
     pub(super) seats: Arc<Seats>,
+    pub(super) replica: Arc<Replica>,
     pub(super) seated: Seated,
 }
 
@@ -65,13 +68,25 @@ type WireResult<T, E = openraft::error::Infallible> =
     Result<T, RPCError<RaftId, Seat, RaftError<RaftId, E>>>;
 
 impl Wire {
-    async fn send<Q, A, E>(&self, kind: u8, request: &Q, patience: Duration) -> WireResult<A, E>
+    /// Sends what an engine whose log reaches `reach` has to say. One that a recovery left
+    /// behind says no more: who listened would take it for its leader, and not hear of
+    /// those who count.
+    async fn send<Q, A, E>(
+        &self,
+        kind: u8,
+        request: &Q,
+        reach: Option<LogId>,
+        patience: Duration,
+    ) -> WireResult<A, E>
     where
         Q: Serialize,
         A: DeserializeOwned,
         E: std::error::Error + DeserializeOwned,
     {
-        let Network { net, seats, seated } = &self.network;
+        let Network { net, seats, replica, seated } = &self.network;
+        if is_jump(reach.map(|id| id.index), replica.head().index) {
+            return Err(lost("left behind by a recovery elsewhere"));
+        }
         let Some(node) = seats.resolve(self.target, &self.seat, &net.view()) else {
             return Err(lost(format!("nobody is known in seat {}", self.seat)));
         };
@@ -94,7 +109,9 @@ impl RaftNetwork<TypeConfig> for Wire {
         rpc: AppendEntriesRequest<TypeConfig>,
         option: RPCOption,
     ) -> WireResult<AppendEntriesResponse<RaftId>> {
-        self.send(APPEND, &rpc, option.hard_ttl()).await
+        let last = rpc.entries.last().map(|entry| entry.log_id);
+        let reach = last.max(rpc.leader_commit).max(rpc.prev_log_id);
+        self.send(APPEND, &rpc, reach, option.hard_ttl()).await
     }
 
     async fn install_snapshot(
@@ -102,7 +119,7 @@ impl RaftNetwork<TypeConfig> for Wire {
         rpc: InstallSnapshotRequest<TypeConfig>,
         option: RPCOption,
     ) -> WireResult<InstallSnapshotResponse<RaftId>, InstallSnapshotError> {
-        self.send(SNAPSHOT, &rpc, option.hard_ttl()).await
+        self.send(SNAPSHOT, &rpc, rpc.meta.last_log_id, option.hard_ttl()).await
     }
 
     async fn vote(
@@ -110,7 +127,7 @@ impl RaftNetwork<TypeConfig> for Wire {
         rpc: VoteRequest<RaftId>,
         option: RPCOption,
     ) -> WireResult<VoteResponse<RaftId>> {
-        self.send(VOTE, &rpc, option.hard_ttl()).await
+        self.send(VOTE, &rpc, rpc.last_log_id, option.hard_ttl()).await
     }
 
     fn backoff(&self) -> Backoff {

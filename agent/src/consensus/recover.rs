@@ -43,6 +43,11 @@ pub enum RecoverError {
     Consensus(#[from] ConsensusError),
 }
 
+/// True if only a recovery leads from a log that ends at `logged` to a ledger at `head`.
+pub(crate) fn is_jump(logged: Option<u64>, head: u64) -> bool {
+    head >= logged.map_or(0, |index| index + 1) + JUMP / 2
+}
+
 impl Core {
     /// Makes this node the only voter, with the ledger it has. The operator
     /// says by asking that the lost voters will not come back as they were.
@@ -148,7 +153,6 @@ impl Core {
     /// True if the ledger has jumped beyond the engine's log: a recovery
     /// happened elsewhere, with the operator's consent.
     pub(crate) fn left_behind(&self, running: &Running) -> bool {
-        let logged = running.metrics().last_log_index.map_or(0, |index| index + 1);
-        self.replica.head().index >= logged + JUMP / 2
+        is_jump(running.metrics().last_log_index, self.replica.head().index)
     }
 }

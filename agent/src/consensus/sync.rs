@@ -11,6 +11,7 @@ use weft_proto::wire::v1::{Failure, LedgerDelta, LedgerHead, LedgerPull, LedgerS
 
 use super::core::Core;
 use super::error::failure;
+use super::recover::is_jump;
 use super::replica::Pulled;
 
 /// Patience for one pull.
@@ -19,6 +20,8 @@ const PULL: Duration = Duration::from_secs(5);
 const IDLE: Duration = Duration::from_secs(5);
 /// New heads go to so many members at once.
 const FANOUT: usize = 4;
+/// Position of who may have more, or not.
+pub(crate) const UNKNOWN: u64 = u64::MAX;
 /// Heads waiting to be looked at.
 pub(crate) const QUEUE: usize = 256;
 
@@ -30,7 +33,7 @@ pub(crate) async fn follow(core: Arc<Core>, mut heads: mpsc::Receiver<(NodeId, L
             () = core.stopped() => return,
             next = heads.recv() => next,
             _ = idle.tick() => core.somebody().map(|node| {
-                (node, LedgerHead { cluster: core.replica.head().cluster, index: u64::MAX })
+                (node, LedgerHead { cluster: core.replica.head().cluster, index: UNKNOWN })
             }),
         };
         if let Some((from, head)) = next {
@@ -74,13 +77,15 @@ impl Core {
         self.some_members(1).pop()
     }
 
-    /// True while the engine brings the entries by itself.
-    fn engine_feeds(&self) -> bool {
+    /// True while the engine brings the entries by itself, up to `told`.
+    fn engine_feeds(&self, told: u64) -> bool {
         self.running().is_some_and(|running| {
             // Before the first entries of its own cluster a seated node takes
             // nothing from outside: it would not know whose they are.
             (self.replica.head().cluster.is_none() && !self.founded_without_us())
-                || (running.is_member() && running.is_led())
+                || (self.is_member(&running)
+                    && running.is_led()
+                    && (told == UNKNOWN || !is_jump(running.metrics().last_log_index, told)))
         })
     }
 
@@ -90,7 +95,7 @@ impl Core {
             let ours = self.replica.head();
             let other =
                 ours.cluster.is_some() && head.cluster.is_some() && ours.cluster != head.cluster;
-            if head.index <= ours.index || other || self.engine_feeds() {
+            if head.index <= ours.index || other || self.engine_feeds(head.index) {
                 return;
             }
             match self.pull(from, ours).await {
