@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use weft_ipam::ledger::Ledger;
 use weft_proto::api::LeaseInfo;
@@ -51,13 +52,13 @@ pub(crate) fn pod(lease: &LeaseInfo) -> Option<PodIntent> {
 /// The whole intent.
 pub(crate) fn intent<'a>(
     ledger: &Ledger,
-    peers: BTreeMap<NodeId, PeerIntent>,
+    peers: impl Into<Arc<BTreeMap<NodeId, PeerIntent>>>,
     own: Vec<IpAddr>,
     leases: impl Iterator<Item = &'a LeaseInfo>,
     settling: bool,
 ) -> Intent {
     let pods = leases.filter_map(|lease| Some((lease.key.clone(), pod(lease)?))).collect();
-    Intent { ranges: ledger.ranges().to_vec(), own, peers, pods, settling }
+    Intent { ranges: ledger.ranges().to_vec(), own, peers: peers.into(), pods, settling }
 }
 
 #[cfg(test)]
@@ -109,6 +110,49 @@ mod tests {
         // Who owns nothing needs no route.
         let (found, unknown) = peers(&self::ledger(&[1, 2]), &book, node(1), false);
         assert_eq!((found.len(), unknown.is_empty()), (1, true));
+    }
+
+    /// Prints figures: what a change costs before the data plane hears of it.
+    #[test]
+    #[ignore = "a measurement: cargo test -- --ignored --nocapture of_five_thousand"]
+    fn the_list_of_five_thousand() {
+        let node = |n: u32| {
+            let mut id = [7; 16];
+            id[..4].copy_from_slice(&n.wrapping_mul(2_654_435_761).to_be_bytes());
+            NodeId(id)
+        };
+        let mut ledger = Ledger::new();
+        let ranges: Vec<ipnet::IpNet> = vec!["10.32.0.0/12".parse().unwrap()];
+        let cluster = ClusterId([7; 16]);
+        let mut ops =
+            vec![(node(0), Op::Found { cluster, ranges: ranges.clone(), quarantine_ms: 1 })];
+        for n in 0..5000 {
+            let (name, ranges) = (format!("node-{n}.compute.internal"), ranges.clone());
+            ops.push((node(n), Op::Join { node: node(n), name, ranges, replace: false }));
+            ops.push((node(n), Op::Acquire { node: node(n), ipv6: false, count: 1 }));
+        }
+        for ((who, op), seq) in ops.into_iter().zip(1..) {
+            let request = RequestId { node: who, session: 1, seq };
+            ledger.apply(seq, Some(&Command { request, at_ms: seq, op })).unwrap();
+        }
+        let address = |n: u32| IpAddr::from(std::net::Ipv4Addr::from(0xc612_0000 + n));
+        let book = PeerBook::of((0..5000).map(|n| (node(n), vec![address(n)])));
+        let median = |what: &str, run: &dyn Fn()| {
+            let mut times: Vec<_> = (0..21)
+                .map(|_| {
+                    let begun = std::time::Instant::now();
+                    run();
+                    begun.elapsed()
+                })
+                .collect();
+            times.sort();
+            println!("{what}: {:?}, at least {:?}", times[10], times[0]);
+        };
+        median("the ledger copied", &|| drop(std::hint::black_box(ledger.clone())));
+        median("the list of peers", &|| {
+            let (found, unknown) = peers(&ledger, &book, node(0), false);
+            assert_eq!((found.len(), unknown.len()), (4999, 0));
+        });
     }
 
     #[test]

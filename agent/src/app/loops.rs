@@ -75,7 +75,7 @@ pub(super) async fn follow(app: Arc<App>) {
                 {
                     let mut routes = app.routes.lock().unwrap_or_else(PoisonError::into_inner);
                     routes.ledger = Some(Arc::clone(&ledger));
-                    routes.peers = peers;
+                    routes.peers = Arc::new(peers);
                     routes.unknown = unknown;
                 }
                 app.publish();

@@ -86,7 +86,7 @@ pub(crate) struct App {
 #[derive(Debug, Default)]
 struct Routes {
     ledger: Option<Arc<Ledger>>,
-    peers: BTreeMap<NodeId, PeerIntent>,
+    peers: Arc<BTreeMap<NodeId, PeerIntent>>,
     /// Owners of blocks whose underlay address nobody has told yet.
     unknown: std::collections::BTreeSet<NodeId>,
     /// Generation of the leases that were last handed to the data plane.
@@ -121,7 +121,7 @@ impl App {
         // that saw the newer leases also publishes last.
         // Taken before the leases are read: at worst they are handed over once too often.
         routes.published = Some(self.ipam.take_changes().0);
-        let (own, peers) = (self.own_addresses(), routes.peers.clone());
+        let (own, peers) = (self.own_addresses(), Arc::clone(&routes.peers));
         let intent = self
             .ipam
             .with_leases(|leases| intent::intent(&ledger, peers, own, leases.values(), settling));

@@ -6,10 +6,11 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use weft_proto::api::{Condition, Health};
 use weft_proto::id::NodeId;
-use weft_proto::names::{BRIDGE, VXLAN, bridge_mac, vxlan_gateway, vxlan_mac};
+use weft_proto::names::{BRIDGE, VXLAN, bridge_mac, vxlan_mac};
 
 use super::intent::{Intent, PodIntent};
-use super::model::{Kind, LinkSpec, Mac, Nexthop, PortFlags, Route, RouteKey, Target, Via};
+use super::model::{Kind, LinkSpec, Mac, Nexthop, PortFlags, Route, RouteKey, Target};
+use super::peers;
 
 /// Metric of the blackhole: after every other route.
 pub const BLACKHOLE_METRIC: u32 = 65_535;
@@ -67,6 +68,9 @@ pub struct Desired {
     pub sysctls: BTreeMap<String, String>,
     /// What is wrong with the intent itself.
     pub conditions: Vec<Condition>,
+    /// Two peers want the same neighbour, nexthop object or route: who gets it depends on
+    /// their order.
+    pub contended: bool,
 }
 
 /// The pods' share of what should be there: changes often, apart from the rest.
@@ -98,7 +102,7 @@ pub fn desired(intent: &Intent, facts: &NodeFacts) -> Desired {
         let blackhole = Route { to: Target::Blackhole, src: None };
         out.routes.insert((range.trunc(), BLACKHOLE_METRIC), blackhole);
     }
-    peers(intent, facts, &mut out);
+    peers::add(intent.peers.iter(), facts, &mut out);
     out
 }
 
@@ -159,68 +163,6 @@ fn own_addresses(intent: &Intent) -> BTreeSet<(String, IpNet)> {
         }
     }
     out
-}
-
-fn peers(intent: &Intent, facts: &NodeFacts, out: &mut Desired) {
-    for (node, peer) in &intent.peers {
-        if facts.underlay.iter().any(|own| own.addr() == peer.underlay) {
-            out.conditions.push(condition(
-                "PeerIsSelf",
-                format!("peer {node} says its address is {}, which is this node's", peer.underlay),
-                "give every node its own underlay address (Node InternalIP)",
-            ));
-            continue;
-        }
-        for block in &peer.blocks {
-            if !intent.ranges.iter().any(|range| range.contains(block)) {
-                out.conditions.push(condition(
-                    "BlockOutsideRange",
-                    format!("block {block} of peer {node} is outside the pod network"),
-                    "set the same IPALLOC_RANGE on every node",
-                ));
-                continue;
-            }
-            let ipv6 = block.addr().is_ipv6();
-            let via = via(peer.underlay, ipv6, facts);
-            let gateway = vxlan_gateway(peer.underlay, ipv6);
-            if let Via::Tunnel { .. } = via {
-                out.neighs.insert(gateway, vxlan_mac(&node.0));
-            }
-            // IPv4 blocks may go through an IPv6 gateway.
-            let nexthop = Nexthop { ipv6: gateway.is_ipv6(), via };
-            let id = nexthop_id(&node.0, &nexthop, &out.nexthops);
-            out.nexthops.insert(id, nexthop);
-            let src = out.addrs.iter().map(|(_, net)| net.addr()).find(|own| own.is_ipv6() == ipv6);
-            let route = Route { to: Target::Nexthop(id), src };
-            out.routes.insert((block.trunc(), metric(block)), route);
-        }
-    }
-}
-
-fn via(underlay: IpAddr, ipv6: bool, facts: &NodeFacts) -> Via {
-    let on_link = facts.underlay.iter().any(|own| own.contains(&underlay));
-    match &facts.device {
-        Some(dev) if facts.direct_routing && on_link && underlay.is_ipv6() == ipv6 => {
-            Via::Direct { dev: dev.clone(), gateway: underlay }
-        }
-        _ => Via::Tunnel { dst: underlay },
-    }
-}
-
-/// An id that stays with the peer: a hash of who and which family, in a range
-/// of ours; the next free one in the rare case that two peers share it.
-fn nexthop_id(node: &[u8; 16], nexthop: &Nexthop, taken: &BTreeMap<u32, Nexthop>) -> u32 {
-    const BASE: u32 = 0x4000_0000;
-    let mut hash = 0x811c_9dc5_u32;
-    for byte in node.iter().chain(&[u8::from(nexthop.ipv6)]) {
-        hash = (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193);
-    }
-    let mut id = BASE | (hash & 0x3fff_ffff);
-    // Peers come in the order of their names, so everyone walks the same way.
-    while taken.get(&id).is_some_and(|other| other != nexthop) {
-        id = BASE | (id.wrapping_add(1) & 0x3fff_ffff);
-    }
-    id
 }
 
 fn sysctls(intent: &Intent, facts: &NodeFacts) -> BTreeMap<String, String> {

@@ -4,6 +4,8 @@
 //! An intent is applied at once against the last picture of the kernel; events
 //! are gathered for a moment, then the kernel is looked at as a whole.
 
+mod looking;
+mod peering;
 mod quick;
 mod reaping;
 
@@ -22,20 +24,21 @@ use weft_proto::names::{MIN_MTU, NFT_TABLE, VXLAN};
 
 use super::apply::{Indexes, OpError, apply};
 use super::cleanup::failed;
-use super::desired::{Desired, DesiredPods, condition, desired, desired_pods, has_ports};
+use super::desired::{
+    Desired, DesiredPods, NodeFacts, condition, desired, desired_pods, has_ports,
+};
 use super::events::{Events, Source};
 use super::facts::{Mtu, is_ours, node_facts, underlay};
-use super::fights::{Fights, repair};
+use super::fights::Fights;
 use super::handle::{Applied, Command, Inbox, Shared, WiredPod, lock};
 use super::intent::Intent;
 use super::model::{Observed, Op};
 use super::netlink::Kernel;
-use super::netlink::socket::{Refused, Requests};
-use super::nft::forward;
+use super::netlink::socket::Requests;
 use super::nft::ruleset::{Elements, Family, Ruleset, Wanted, elements, ruleset};
 use super::nft::transaction::{self, ObservedRules};
 use super::plan::{Plan, plan, plan_pods};
-use super::{DataplaneConfig, DataplaneError, legacy, observe, sysctl};
+use super::{DataplaneConfig, DataplaneError, observe, sysctl};
 use reaping::Reaping;
 
 /// Events are gathered this long.
@@ -58,8 +61,15 @@ pub(crate) struct Driver {
     route_events: Events,
     nft_events: Events,
     intent: Option<Arc<Intent>>,
+    /// The one before, until what the last one changed is in the kernel: to free it takes
+    /// the longer the more peers there are.
+    former: Option<Arc<Intent>>,
     generation: u64,
     observed: Observed,
+    /// Nothing was foreign, and the kernel took everything, when it was last brought to
+    /// what is desired of peers: as far as is known it holds that.
+    clean: bool,
+    facts: Option<NodeFacts>,
     rules: ObservedRules,
     desired: Desired,
     pods: DesiredPods,
@@ -91,6 +101,8 @@ pub(crate) struct Driver {
     looked_for: u64,
     /// How long the last look took.
     cost: Duration,
+    /// Looks in a row that were broken off.
+    broken_off: u32,
     stop: bool,
 }
 
@@ -113,8 +125,11 @@ impl Driver {
             shared,
             woken,
             intent: None,
+            former: None,
             generation: 0,
             observed: Observed::default(),
+            clean: false,
+            facts: None,
             rules: ObservedRules::default(),
             desired: Desired::default(),
             pods: DesiredPods::default(),
@@ -137,9 +152,10 @@ impl Driver {
             fights: Fights::default(),
             looked_for: 0,
             cost: Duration::ZERO,
+            broken_off: 0,
             stop: false,
         };
-        driver.observe()?;
+        driver.observe(true)?;
         driver.want();
         driver.report(false);
         Ok(driver)
@@ -176,8 +192,11 @@ impl Driver {
             if std::mem::take(&mut self.gathering) {
                 self.hear([true, true]);
             }
-            self.look()?;
-            self.cost = now.elapsed();
+            if self.look()? {
+                self.cost = now.elapsed();
+            } else {
+                self.look_at = now;
+            }
         }
         if self.reap_at.is_some_and(|at| now >= at) {
             self.reap();
@@ -224,6 +243,7 @@ impl Driver {
         if let Some(mut intent) = intent {
             quick::change(Arc::make_mut(&mut intent), &changes);
             self.settle(generation, false, |driver| driver.take_intent(intent));
+            self.former = None;
         } else if !changes.is_empty() {
             self.settle(generation, true, |driver| driver.take_changes(&changes));
         }
@@ -262,20 +282,23 @@ impl Driver {
 
     /// The quick way: no look at the kernel.
     fn take_intent(&mut self, intent: Arc<Intent>) -> Result<(), DataplaneError> {
-        let only_pods = self.intent.as_ref().is_some_and(|old| {
+        let alike = self.intent.as_ref().filter(|old| {
             old.ranges == intent.ranges
                 && old.own == intent.own
                 && old.settling == intent.settling
                 && has_ports(old) == has_ports(&intent)
-                && old.peers == intent.peers
         });
+        let alike = alike.map(Arc::clone);
         if self.intent.as_ref().is_none_or(|old| old.ranges != intent.ranges) {
             // What others' rules do to the range is not known yet.
             self.look_at = Instant::now();
         }
-        self.intent = Some(intent);
+        self.former = self.intent.replace(Arc::clone(&intent));
         self.wait_for_reaper();
-        self.carry_out(only_pods)
+        match alike {
+            Some(old) => self.take_peers(&old, &intent),
+            None => self.carry_out(false),
+        }
     }
 
     /// Brings the kernel from the last picture to what the intent says.
@@ -293,90 +316,11 @@ impl Driver {
         // Rules first: no pod is reachable before its isolation.
         let result = self.apply_rules().map(|_| ());
         self.execute(&plan);
+        if !only_pods {
+            self.clean = self.took(&plan);
+        }
         self.schedule_reap();
         result
-    }
-
-    /// The thorough way: what is there, what should be, the difference.
-    fn look(&mut self) -> Result<(), DataplaneError> {
-        let churn = std::mem::replace(&mut self.looked_for, self.generation) != self.generation;
-        self.observe()?;
-        self.want();
-        let settling = self.intent.as_ref().is_none_or(|intent| intent.settling);
-        let plan = plan(&self.desired, &self.pods, &self.observed, settling);
-        self.conditions.insert("plan", plan.conditions.clone());
-        let repaired = self.apply_rules();
-        let done = self.execute(&plan);
-        self.schedule_reap();
-        if let Ok(Some(what)) = &repaired {
-            self.note_repair(1, what);
-            self.fights.note(Instant::now(), [((*what).to_owned(), 0)]);
-        }
-        if let Some(last) = done.last() {
-            self.note_repair(done.len(), &last.to_string());
-            let links = &self.observed.links;
-            let repairs = done.iter().filter_map(|op| repair(op, &self.pods, links, churn));
-            self.fights.note(Instant::now(), repairs);
-        }
-        let quiet = plan.ops.is_empty() && matches!(repaired, Ok(None));
-        self.busy = if quiet { 0 } else { self.busy + 1 };
-        self.watch_forward();
-        let fight = self.fights.condition(Instant::now());
-        self.conditions.insert("fight", fight.into_iter().collect());
-        self.report(quiet);
-        repaired.map(|_| ())
-    }
-
-    /// What drops pod traffic behind our back.
-    fn watch_forward(&mut self) {
-        match self.open_forward() {
-            Ok(found) => {
-                let mut all = forward::conditions(forward::blockers(&found, &self.desired.ranges));
-                if self.desired.ranges.iter().any(|range| range.addr().is_ipv4()) {
-                    all.extend(legacy::conditions());
-                }
-                self.conditions.insert("forward", all);
-            }
-            Err(error) => tracing::debug!(%error, "others' forward chains not read"),
-        }
-    }
-
-    /// Keeps our accepts in iptables' FORWARD chain; what is there afterwards.
-    fn open_forward(&mut self) -> Result<Vec<forward::Chain>, Refused> {
-        let found = forward::look(&mut self.nft, &self.desired.ranges)?;
-        if self.desired.ranges.is_empty() {
-            // Nothing is known yet of what should be there.
-            return Ok(found);
-        }
-        let edits = forward::edits(&found, &self.desired.ranges, self.config.forward_accept);
-        if edits.is_empty() {
-            return Ok(found);
-        }
-        forward::apply(&mut self.nft, &edits)?;
-        let what = "accepts in iptables' FORWARD chain";
-        self.note_repair(edits.len(), what);
-        self.fights.note(Instant::now(), [(what.to_owned(), 0)]);
-        forward::look(&mut self.nft, &self.desired.ranges)
-    }
-
-    fn note_repair(&mut self, count: usize, what: &str) {
-        tracing::info!(count, %what, "repaired");
-        self.repairs += count as u64;
-        self.last_repair = Some(what.to_owned());
-    }
-
-    fn observe(&mut self) -> Result<(), DataplaneError> {
-        let mut observed = observe::observe(&mut self.kernel)
-            .map_err(|e| failed("read the kernel's state", &e))?;
-        let mut paths = vec!["net/ipv4/conf/all/rp_filter".to_owned()];
-        if let Some((dev, _)) = underlay(&observed.host, self.config.underlay).first() {
-            paths.push(format!("net/ipv6/conf/{dev}/accept_ra"));
-        }
-        observed.sysctls = sysctl::read(paths);
-        self.observed = observed;
-        self.rules = transaction::observe(&mut self.nft)
-            .map_err(|e| rules_failed("read the rule set", &e.to_string()))?;
-        Ok(())
     }
 
     /// Computes everything that should be there.
@@ -418,8 +362,9 @@ impl Driver {
             .cloned()
             .collect();
         self.observed.sysctls.extend(sysctl::read(missing));
+        let underlay: Vec<_> = facts.underlay.iter().map(IpNet::addr).collect();
+        self.facts = Some(facts);
         if !intent.ranges.is_empty() {
-            let underlay: Vec<_> = facts.underlay.iter().map(IpNet::addr).collect();
             let now = Instant::now();
             if has_ports(&intent) {
                 self.ports_until = now + PORTS_STAY;
@@ -509,6 +454,11 @@ impl Driver {
         }
         self.conditions.insert("apply", failures.iter().take(1).map(refused).collect());
         done
+    }
+
+    /// Nothing stood in the way of a plan that was just carried out.
+    fn took(&self, plan: &Plan) -> bool {
+        plan.conditions.is_empty() && (plan.ops.is_empty() || self.errors.is_empty())
     }
 
     fn devices(&self) -> Vec<u32> {

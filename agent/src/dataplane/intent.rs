@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use weft_proto::api::PortMapping;
@@ -17,8 +18,9 @@ pub struct Intent {
     pub ranges: Vec<IpNet>,
     /// This node's own overlay addresses: on the bridge, with the range's prefix length.
     pub own: Vec<IpAddr>,
-    /// Where to send packets for whose blocks.
-    pub peers: BTreeMap<NodeId, PeerIntent>,
+    /// Where to send packets for whose blocks; shared with whoever made the list, which
+    /// may be of thousands.
+    pub peers: Arc<BTreeMap<NodeId, PeerIntent>>,
     /// Attachments of this node.
     pub pods: BTreeMap<AttachmentKey, PodIntent>,
     /// While true, objects are added and changed but none is removed: for the

@@ -6,7 +6,7 @@
 //! kernel --observe--> Observed -+                             |
 //!    ^----------------- netlink events: "look again" ---------+
 //! ```
-//! The pure part is [`desired`], [`plan`], [`model`], [`facts`] and the
+//! The pure part is [`desired`], [`peers`], [`plan`], [`model`], [`facts`] and the
 //! rule set in [`nft`]; the rest reads or writes netlink. One thread
 //! ([`driver`]) owns the kernel side; [`handle`] is how the agent talks to it.
 
@@ -27,6 +27,7 @@ pub mod model;
 pub(crate) mod netlink;
 pub mod nft;
 mod observe;
+pub mod peers;
 pub mod plan;
 mod reaper;
 mod sysctl;

@@ -27,22 +27,35 @@ const AF_BRIDGE: u8 = 7;
 const NUD_PERMANENT: u16 = 0x80;
 const NUD_NOARP: u16 = 0x40;
 
-/// Everything of interest, except sysctls.
-pub(crate) fn observe(kernel: &mut Kernel) -> Result<Observed, Refused> {
-    retried(|| observe_once(kernel))
+/// Everything of interest, except sysctls. Asked between two lists whether to give up;
+/// nothing, if so.
+pub(crate) fn observe(
+    kernel: &mut Kernel,
+    give_up: impl Fn() -> bool,
+) -> Result<Option<Observed>, Refused> {
+    retried(|| observe_once(kernel, &give_up))
 }
 
-fn observe_once(kernel: &mut Kernel) -> Result<Observed, Refused> {
+fn observe_once(
+    kernel: &mut Kernel,
+    give_up: &impl Fn() -> bool,
+) -> Result<Option<Observed>, Refused> {
     let Kernel { raw, rtnl } = kernel;
     let links = links(raw)?;
     let names = names(&links);
     let mut out = Observed::default();
     inet::addresses(rtnl, &names, &mut out)?;
     neighbours(raw, &names, &links, &mut out)?;
+    if give_up() {
+        return Ok(None);
+    }
     nexthops(raw, &names, &mut out)?;
+    if give_up() {
+        return Ok(None);
+    }
     inet::routes(raw, &names, &mut out)?;
     out.links = links;
-    Ok(out)
+    Ok((!give_up()).then_some(out))
 }
 
 /// What the host says apart from anything of ours.

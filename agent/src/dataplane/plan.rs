@@ -37,21 +37,13 @@ pub fn plan(desired: &Desired, pods: &DesiredPods, observed: &Observed, settling
     sysctls(desired, observed, now, &usable, &mut out.ops);
     let host = pod_host_nets(pods, now);
     if !settling {
-        stale_routes(desired, &host, now, &mut out.ops);
-        for (dev, ip) in now.neighs.keys() {
-            if dev == VXLAN && !desired.neighs.contains_key(ip) {
-                out.ops.push(Op::DelNeigh(dev.clone(), *ip));
-            }
-        }
+        stale_peers(desired, &host, now, &mut out.ops);
     }
     if usable(BRIDGE) {
         addresses(desired, now, settling, &mut out.ops);
         wire_pods(pods, now, settling, &mut out.ops);
     }
     if usable(VXLAN) {
-        for (ip, mac) in &desired.neighs {
-            set_neigh(VXLAN, *ip, *mac, now, &mut out.ops);
-        }
         peers(desired, &host, now, &mut out);
     }
     out
@@ -68,6 +60,21 @@ pub fn plan_pods(
     if !desired.links.is_empty() && foreign_links(observed, &mut Vec::new()).is_empty() {
         wire_pods(pods, observed, settling, &mut out.ops);
     }
+    out
+}
+
+/// Only what concerns peers, none of whose blocks is a pod's address: the quick way
+/// after a few of them changed.
+pub fn plan_peers(desired: &Desired, observed: &Observed, settling: bool) -> Plan {
+    let mut out = Plan::default();
+    if desired.links.is_empty() || !foreign_links(observed, &mut out.conditions).is_empty() {
+        return out;
+    }
+    let no_pods = BTreeSet::new();
+    if !settling {
+        stale_peers(desired, &no_pods, observed, &mut out.ops);
+    }
+    peers(desired, &no_pods, observed, &mut out);
     out
 }
 
@@ -146,11 +153,16 @@ fn pod_host_nets(pods: &DesiredPods, now: &Observed) -> BTreeSet<IpNet> {
         .collect()
 }
 
-fn stale_routes(desired: &Desired, host: &BTreeSet<IpNet>, now: &Observed, ops: &mut Vec<Op>) {
+fn stale_peers(desired: &Desired, host: &BTreeSet<IpNet>, now: &Observed, ops: &mut Vec<Op>) {
     let wanted = |key| desired.routes.contains_key(key) && !is_pod(key, desired, host);
     ops.extend(now.routes.keys().filter(|key| !wanted(key)).map(|key| Op::DelRoute(*key)));
     let unused = now.nexthops.keys().filter(|id| !desired.nexthops.contains_key(id));
     ops.extend(unused.map(|id| Op::DelNexthop(*id)));
+    for (dev, ip) in now.neighs.keys() {
+        if dev == VXLAN && !desired.neighs.contains_key(ip) {
+            ops.push(Op::DelNeigh(dev.clone(), *ip));
+        }
+    }
 }
 
 fn is_pod(key: &(IpNet, u32), desired: &Desired, host: &BTreeSet<IpNet>) -> bool {
@@ -241,8 +253,11 @@ fn wire_pods(pods: &DesiredPods, now: &Observed, settling: bool, ops: &mut Vec<O
     ops.extend(nets.difference(&now.pod_routes).map(|net| Op::SetPodRoute(*net)));
 }
 
-/// Nexthops, and the routes through them.
+/// Neighbours, nexthops, and the routes through them.
 fn peers(desired: &Desired, host: &BTreeSet<IpNet>, now: &Observed, out: &mut Plan) {
+    for (ip, mac) in &desired.neighs {
+        set_neigh(VXLAN, *ip, *mac, now, &mut out.ops);
+    }
     for (id, nexthop) in &desired.nexthops {
         if now.foreign_nexthops.contains(id) {
             out.conditions.push(condition(

@@ -283,14 +283,14 @@ fn requests(windows: Vec<WindowV1>, index: u64) -> Result<Requests, String> {
         if requests.windows.last_key_value().is_some_and(|(last, _)| *last >= node) {
             return Err(format!("requests of node {node} out of order"));
         }
-        let mut window = Window { session, floor, used, done: BTreeMap::new() };
+        let mut window = Window { session, floor, used, done: Vec::with_capacity(done.len()) };
         let mut last = floor;
         for (seq, answer) in done {
             if seq <= last || seq - floor > WINDOW {
                 return Err(format!("request {seq} of node {node} out of order"));
             }
             last = seq;
-            window.done.insert(seq, answer.outcome(node));
+            window.done.push((seq, answer.outcome(node)));
         }
         requests.windows.insert(node, window);
     }

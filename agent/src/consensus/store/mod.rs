@@ -45,6 +45,11 @@ const SNAPSHOT_META: &str = "snapshot-meta";
 const SNAPSHOT_DATA: &str = "snapshot-data";
 const REPLICA: &str = "replica";
 
+/// Bytes of the file that redb may keep in memory, where it otherwise keeps all of it: what
+/// is read again is in memory already, as the ledger.
+#[cfg(not(test))]
+const CACHE: usize = 1 << 20;
+
 /// Name of the file in the state directory.
 pub(crate) const FILE: &str = "consensus.redb";
 
@@ -344,12 +349,12 @@ impl Db {
 
 #[cfg(not(test))]
 fn create_database(path: &Path) -> Result<Database, redb::DatabaseError> {
-    Database::create(path)
+    Database::builder().set_cache_size(CACHE).create(path)
 }
 
 #[cfg(not(test))]
 fn open_database(path: &Path) -> Result<Database, redb::DatabaseError> {
-    Database::open(path)
+    Database::builder().set_cache_size(CACHE).open(path)
 }
 
 /// Makes a complete store under another name first: a file under the real name

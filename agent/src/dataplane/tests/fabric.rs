@@ -1,6 +1,7 @@
 //! Three nodes on one underlay, pods that talk.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use weft_proto::api::PortMapping;
 use weft_proto::attachment::AttachmentKey;
@@ -58,7 +59,7 @@ impl Fabric {
         let intent = Intent {
             ranges: vec!["10.32.0.0/12".parse().unwrap()],
             own: vec![format!("10.32.{n}.1").parse().unwrap()],
-            peers: peers.collect(),
+            peers: Arc::new(peers.collect()),
             pods: BTreeMap::new(),
             settling: false,
         };

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use weft_proto::attachment::AttachmentKey;
 use weft_proto::id::NodeId;
@@ -58,7 +59,7 @@ impl Pair {
         let mut intent = Intent {
             ranges: vec!["10.32.0.0/12".parse().unwrap(), "fd00:77::/48".parse().unwrap()],
             own: addresses(n, 1),
-            peers: BTreeMap::from([(NodeId([other; 16]), peer)]),
+            peers: Arc::new(BTreeMap::from([(NodeId([other; 16]), peer)])),
             ..Intent::default()
         };
         let handle = ns.start(DataplaneConfig::new(format!("n{n}"), NodeId([n; 16])));

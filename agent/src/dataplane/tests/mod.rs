@@ -7,4 +7,5 @@ mod families;
 mod forward;
 mod node;
 pub(crate) mod ns;
+mod peers;
 pub(crate) mod pure;

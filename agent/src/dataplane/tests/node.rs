@@ -1,6 +1,7 @@
 //! One node against the real kernel: bring up, repair, adopt, refuse.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use weft_proto::api::PortMapping;
 use weft_proto::id::NodeId;
@@ -23,7 +24,7 @@ pub(super) fn intent() -> Intent {
     Intent {
         ranges: vec!["10.32.0.0/12".parse().unwrap(), "fd00:32::/64".parse().unwrap()],
         own: vec!["10.32.0.1".parse().unwrap(), "fd00:32::1".parse().unwrap()],
-        peers: BTreeMap::from([peer(2), peer(3)]),
+        peers: Arc::new(BTreeMap::from([peer(2), peer(3)])),
         ..Intent::default()
     }
 }
@@ -292,7 +293,8 @@ fn scale() {
             };
             (NodeId(id), peer)
         })
-        .collect();
+        .collect::<BTreeMap<_, _>>()
+        .into();
     let start = std::time::Instant::now();
     settle(&handle, &intent);
     println!("5000 peers: {:?}, errors {:?}", start.elapsed(), handle.status().errors);

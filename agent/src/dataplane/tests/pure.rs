@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
 
 use ipnet::{IpNet, Ipv4Net};
 use proptest::prelude::*;
@@ -48,7 +49,7 @@ prop_compose! {
             peers: peers.into_iter().map(|(id, (host, blocks))| (NodeId([id; 16]), PeerIntent {
                 underlay: Ipv4Addr::new(192, 0, 2, host).into(),
                 blocks: blocks.into_iter().map(net).collect(),
-            })).collect(),
+            })).collect::<BTreeMap<_, _>>().into(),
             pods: pods.into_iter().map(|(id, n)| (
                 AttachmentKey { container_id: format!("c{id}"), ifname: "eth0".into() },
                 PodIntent {
@@ -145,7 +146,7 @@ proptest! {
         let mut fewer = intent.clone();
         if !fewer.peers.is_empty() {
             let key = *fewer.peers.keys().nth(gone.index(fewer.peers.len())).unwrap();
-            fewer.peers.remove(&key);
+            Arc::make_mut(&mut fewer.peers).remove(&key);
         }
         for (id, nexthop) in desired(&fewer, &facts(false)).nexthops {
             prop_assert_eq!(all.get(&id), Some(&nexthop));
@@ -161,7 +162,7 @@ fn a_peer_cannot_take_what_is_not_of_the_network() {
     };
     let intent = Intent {
         ranges: vec!["10.32.0.0/12".parse().unwrap()],
-        peers: BTreeMap::from([(NodeId([7; 16]), peer)]),
+        peers: Arc::new(BTreeMap::from([(NodeId([7; 16]), peer)])),
         ..Intent::default()
     };
     let want = desired(&intent, &facts(true));

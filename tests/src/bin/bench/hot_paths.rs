@@ -5,6 +5,7 @@
 
 use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use ipnet::{IpNet, Ipv4Net};
@@ -99,7 +100,7 @@ fn plan_quiet(count: u32) -> Result<()> {
     let intent = Intent {
         ranges: vec![net(0x0a20_0000, 12)?],
         own: vec![IpAddr::from([10, 32, 0, 1])],
-        peers: (0..PEERS).map(peer).collect::<Result<_>>()?,
+        peers: Arc::new((0..PEERS).map(peer).collect::<Result<_>>()?),
         pods: (0..PODS).map(pod).collect(),
         settling: false,
     };

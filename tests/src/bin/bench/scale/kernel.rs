@@ -1,14 +1,18 @@
 //! The real data plane in a namespace of its own, with thousands of peers: what it costs
 //! to put all of them into the kernel, to change one, and to look without a difference.
 
-use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use ipnet::{IpNet, Ipv4Net};
 use serde::Serialize;
+use weft_agent::dataplane::desired::{DesiredPods, NodeFacts, desired};
 use weft_agent::dataplane::intent::{Intent, PeerIntent};
+use weft_agent::dataplane::model::Observed;
+use weft_agent::dataplane::peers::{change, differing};
+use weft_agent::dataplane::plan::plan;
 use weft_agent::dataplane::{Dataplane, DataplaneConfig, DataplaneHandle};
 use weft_agent::lab::netns::Netns;
 use weft_proto::id::NodeId;
@@ -25,9 +29,16 @@ pub(crate) struct Kernel {
     pub(crate) cold_ms: f64,
     /// The agent's part of that: time of its thread on a processor.
     pub(crate) cold_cpu_ms: f64,
-    /// One peer's block moves: until it is in the kernel; median and worst.
+    /// One peer has another address, is gone, is there again: until it is in the kernel;
+    /// medians, and the worst of all.
     pub(crate) change_ms: f64,
+    pub(crate) leave_ms: f64,
+    pub(crate) join_ms: f64,
     pub(crate) change_worst_ms: f64,
+    /// Of that, to find out what is to be done: from this peer alone, and as if all
+    /// had changed.
+    pub(crate) few_ms: f64,
+    pub(crate) anew_ms: f64,
     /// Start with all of it in the kernel already, and the same intent.
     pub(crate) warm_ms: f64,
     /// Looking at the kernel, planning, finding nothing: time of the thread.
@@ -56,9 +67,8 @@ fn intent(peers: usize) -> Result<Intent> {
     Ok(Intent {
         ranges: vec!["10.32.0.0/12".parse()?],
         own: vec!["10.32.0.1".parse()?],
-        peers: (0..peers).map(peer).collect::<Result<BTreeMap<_, _>>>()?,
-        pods: BTreeMap::new(),
-        settling: false,
+        peers: Arc::new((0..peers).map(peer).collect::<Result<_>>()?),
+        ..Intent::default()
     })
 }
 
@@ -79,6 +89,46 @@ fn cpu(name: &str) -> Result<Duration> {
 fn settle(runtime: &tokio::runtime::Runtime, plane: &DataplaneHandle) -> Result<()> {
     let settled = async { tokio::time::timeout(Duration::from_secs(60), plane.settled()).await };
     Ok(runtime.block_on(settled)??)
+}
+
+/// What it takes to find out what one peer's new address changes, without a kernel: from
+/// this peer alone, and from all of them.
+fn computing(intent: &Intent) -> Result<(Duration, Duration)> {
+    let facts = NodeFacts {
+        name: "n1".to_owned(),
+        id: NodeId([1; 16]),
+        device: Some("eth0".to_owned()),
+        underlay: vec!["172.16.0.1/12".parse()?],
+        mtu: 1450,
+        vxlan_port: 6784,
+        direct_routing: false,
+        hairpin: true,
+        rp_filter_all: 0,
+        accepts_ra: false,
+    };
+    let no_pods = DesiredPods::default();
+    let mut wanted = desired(intent, &facts);
+    let mut there = Observed::default();
+    for op in plan(&wanted, &no_pods, &there, false).ops {
+        there.apply(&op);
+    }
+    let (mut few, mut anew) = (Vec::new(), Vec::new());
+    let mut now = intent.clone();
+    for round in 0..ROUNDS {
+        let before = Arc::clone(&now.peers);
+        let (node, peer) = peer(round * before.len() / ROUNDS)?;
+        Arc::make_mut(&mut now.peers).insert(node, peer);
+        let begun = Instant::now();
+        let all = plan(&desired(&now, &facts), &no_pods, &there, false);
+        anew.push(begun.elapsed());
+        let begun = Instant::now();
+        let changes = differing(&before, &now.peers).context("more than a few differ")?;
+        let plan = change(&changes, &facts, &mut wanted, &there, false).context("unusual")?;
+        few.push(begun.elapsed());
+        ensure!(plan == all, "{plan:?} is not {all:?}");
+        plan.ops.iter().for_each(|op| there.apply(op));
+    }
+    Ok((percentile(&few, 50), percentile(&anew, 50)))
 }
 
 pub(crate) fn measure(peers: usize) -> Result<Kernel> {
@@ -110,16 +160,26 @@ pub(crate) fn measure(peers: usize) -> Result<Kernel> {
     let routes = ip("route show proto 117")?.lines().count();
     ensure!(routes >= peers, "{routes} routes of {peers} are in the kernel");
 
-    let mut changes = Vec::new();
+    let (mut moves, mut leaves, mut joins) = (Vec::new(), Vec::new(), Vec::new());
     for round in 0..ROUNDS {
-        let (node, _) = peer(round * peers / ROUNDS)?;
-        let address = IpAddr::V4(Ipv4Addr::from(0xac1e_0000 + u32::try_from(round)?));
-        wanted.peers.get_mut(&node).context("a peer")?.underlay = address;
-        let begun = Instant::now();
-        plane.set_intent(wanted.clone());
-        settle(&runtime, &plane)?;
-        changes.push(begun.elapsed());
+        let (node, mut peer) = peer(round * peers / ROUNDS)?;
+        peer.underlay = IpAddr::V4(Ipv4Addr::from(0xac1e_0000 + u32::try_from(round)?));
+        let steps = [(&mut moves, Some(&peer)), (&mut leaves, None), (&mut joins, Some(&peer))];
+        for (times, now) in steps {
+            // The list of peers is made by others, for every change anew.
+            let peers = Arc::make_mut(&mut wanted.peers);
+            match now {
+                Some(peer) => drop(peers.insert(node, peer.clone())),
+                None => drop(peers.remove(&node)),
+            }
+            let begun = Instant::now();
+            plane.set_intent(wanted.clone());
+            settle(&runtime, &plane)?;
+            times.push(begun.elapsed());
+        }
     }
+    let all: Vec<Duration> = [&moves, &leaves, &joins].into_iter().flatten().copied().collect();
+    let (few, anew) = computing(&wanted)?;
 
     // A device of somebody else: it is looked at everything, and nothing differs.
     let mut looks = Vec::new();
@@ -152,8 +212,12 @@ pub(crate) fn measure(peers: usize) -> Result<Kernel> {
         peers,
         cold_ms: ms(cold),
         cold_cpu_ms: ms(cold_cpu),
-        change_ms: ms(percentile(&changes, 50)),
-        change_worst_ms: ms(percentile(&changes, 100)),
+        change_ms: ms(percentile(&moves, 50)),
+        leave_ms: ms(percentile(&leaves, 50)),
+        join_ms: ms(percentile(&joins, 50)),
+        change_worst_ms: ms(percentile(&all, 100)),
+        few_ms: ms(few),
+        anew_ms: ms(anew),
         warm_ms: ms(warm),
         look_cpu_ms: ms(percentile(&looks, 50)),
     })

@@ -170,17 +170,21 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
                 save(&file, &all)
             })?,
             "kernel" => {
-                println!("\n  PEERS  COLD ms  CPU ms  CHANGE ms  WORST  RESTART ms  LOOK ms CPU");
+                println!("\n  PEERS  COLD ms  CPU ms  MOVE ms  LEAVE  JOIN  WORST  OF THAT PLAN  (ANEW)  RESTART ms  LOOK ms CPU");
                 let mut rows = Vec::new();
                 for peers in options.nodes.iter().filter(|n| **n >= 100) {
                     let k = kernel::measure(*peers)?;
                     println!(
-                        "{:>7} {:>8.0} {:>7.0} {:>10.2} {:>6.2} {:>11.0} {:>12.1}",
+                        "{:>7} {:>8.0} {:>7.0} {:>8.2} {:>6.2} {:>5.2} {:>6.2} {:>13.2} {:>7.2} {:>11.0} {:>12.1}",
                         k.peers,
                         k.cold_ms,
                         k.cold_cpu_ms,
                         k.change_ms,
+                        k.leave_ms,
+                        k.join_ms,
                         k.change_worst_ms,
+                        k.few_ms,
+                        k.anew_ms,
                         k.warm_ms,
                         k.look_cpu_ms,
                     );
