@@ -9,6 +9,7 @@
 mod backend;
 mod cleanup;
 mod cni;
+mod copied;
 mod form;
 mod founding;
 pub(crate) mod intent;

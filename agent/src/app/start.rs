@@ -15,7 +15,7 @@ use weft_proto::names;
 use super::kubernetes::{self, Boot};
 use super::session::session;
 use super::{
-    App, LedgerRegistry, Routes, form, founding, loops, own_address, owner, policy,
+    App, LedgerRegistry, Routes, copied, form, founding, loops, own_address, owner, policy,
     policy_feed, probing, renew, sweep, underlay,
 };
 use crate::api;
@@ -168,6 +168,8 @@ async fn serve(config: Config) -> Result<End> {
         underlay: underlay.clone(),
         software: env!("CARGO_PKG_VERSION").to_owned(),
         mtu: dataplane.mtu(),
+        rest: config.quarantine,
+        copied: copied::recall(&config.state_dir),
     })?;
     let net: Arc<dyn PeerNet> = Arc::new(mesh.clone());
 
@@ -236,6 +238,7 @@ async fn serve(config: Config) -> Result<End> {
         recovered: AtomicBool::new(false),
         config,
     });
+    app.ipam.set_gate(app.first_gate());
     sweep::recover(&app, &found).await?;
     // Before the first ADD, so that it can be told from the pods of an earlier life.
     app.publish_policy();
@@ -248,6 +251,7 @@ async fn serve(config: Config) -> Result<End> {
     tasks.spawn(donations.run());
     tasks.spawn(loops::follow(Arc::clone(&app)));
     tasks.spawn(loops::tell(Arc::clone(&app)));
+    tasks.spawn(copied::watch(Arc::clone(&app)));
     tasks.spawn(own_address::hold(Arc::clone(&app)));
     tasks.spawn(underlay::watch(Arc::clone(&app)));
     tasks.spawn(sweep::run(Arc::clone(&app)));
