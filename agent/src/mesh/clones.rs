@@ -128,7 +128,8 @@ impl Told {
     /// and a single peer that knows the wrong one does not stop the right one. A word that
     /// was not repeated for `rest` stands against nobody, but it stands until somebody lets
     /// this node in: that the others cannot be asked any more is no sign that they were
-    /// wrong. Only what the other machine itself said ends by its silence.
+    /// wrong. What the other machine itself said counts only where nobody else has said
+    /// anything for this one, and ends by its silence.
     pub(super) fn verdict(
         &mut self,
         me: NodeId,
@@ -144,7 +145,8 @@ impl Told {
             }
         }
         let vouching = vouching.iter().filter(|(node, _)| !self.0.contains_key(node)).count();
-        let against = self.0.values().filter(|word| fresh(word)).count();
+        let counts = |by: &NodeId, word: &Word| fresh(word) && (*by != me || vouching == 0);
+        let against = self.0.iter().filter(|(by, word)| counts(by, word)).count();
         if vouching > against {
             return None;
         }
@@ -235,6 +237,7 @@ mod tests {
         let mut told = Told::default();
         told.refused(X, "I am you".into(), start);
         assert_eq!(verdict(&mut told, &[], later), Some(X));
+        assert_eq!(verdict(&mut told, &[1], later), None, "it is no judge of its own case");
         assert_eq!(verdict(&mut told, &[], much_later), None);
     }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -118,7 +119,7 @@ impl MeshHandle {
 
     /// True once some peer has let this node in for sure.
     pub fn is_let_in(&self) -> bool {
-        !self.state.vouching().is_empty()
+        self.state.let_in.load(Ordering::Relaxed) || !self.state.vouching().is_empty()
     }
 
     /// Other cluster keys: the first signs, all verify. Open connections stay.

@@ -2,6 +2,7 @@
 //! facts, and say plainly why not.
 
 use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -267,7 +268,7 @@ fn retire(conn: Arc<Conn>, why: &'static str) {
 }
 
 fn make_conn(state: &State, quic: quinn::Connection, peer: &Hello, outbound: bool) -> Arc<Conn> {
-    let id = state.next_conn.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    let id = state.next_conn.fetch_add(1, Ordering::Relaxed);
     let remote = canonical(quic.remote_address());
     Arc::new(Conn::new(id, peer.node, peer.name.clone(), peer.session, remote, outbound, quic))
 }
@@ -372,6 +373,7 @@ async fn greet(
     })?;
     prove(state, Role::Server, &exporter, key, &peer).map_err(|f| refuse(true, f))?;
     facts(state, &peer).map_err(|f| refuse(true, f))?;
+    state.let_in.store(true, Ordering::Relaxed);
     check_clone(state, &peer, canonical(address)).await.map_err(|f| refuse(true, f))?;
     let conn = make_conn(state, quic.clone(), &peer, true);
     admit(state, &conn).map_err(|f| refuse(true, f))?;

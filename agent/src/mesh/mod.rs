@@ -196,6 +196,7 @@ impl Mesh {
             holds: Mutex::default(),
             told: Mutex::new(told),
             copied: watch::Sender::new(config.copied),
+            let_in: AtomicBool::new(false),
             log_gate: Mutex::default(),
             dialling: Mutex::new(BTreeSet::new()),
             learn_address: AtomicBool::new(underlay.is_empty()),

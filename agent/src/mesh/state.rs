@@ -109,6 +109,8 @@ pub(super) struct State {
     /// What was said of this node being such a one, and what it comes to.
     pub(super) told: Mutex<Told>,
     pub(super) copied: watch::Sender<Option<Copied>>,
+    /// Some peer has let this node in, in this life.
+    pub(super) let_in: AtomicBool,
     pub(super) log_gate: Mutex<BTreeMap<&'static str, (Instant, u64)>>,
     /// TLS exporters of handshakes under way from here, to know ourselves by.
     pub(super) dialling: Mutex<BTreeSet<[u8; 32]>>,
