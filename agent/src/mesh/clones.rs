@@ -184,7 +184,7 @@ mod tests {
         holds.lost(X, after(10));
         let held = holds.held(X, machine(2), after(30), REST).unwrap();
         let seconds = Duration::from_secs;
-        assert_eq!((held.holder, held.silent, held.left), (machine(1), seconds(20), seconds(590)));
+        assert_eq!((held.holder, held.silent, held.left), (machine(1), seconds(20), seconds(580)));
         // A new life of the original, at its place or at a new one.
         assert_eq!(holds.held(X, machine(1), after(30), REST), None);
         assert_eq!(holds.held(X, machine(3), after(30), REST), None);
