@@ -55,6 +55,7 @@ pub(super) async fn follow(app: Arc<App>) {
                     ranges = ledger.ranges().to_vec();
                     app.mesh.set_ranges(ranges.clone());
                 }
+                app.mesh.set_rest(Duration::from_millis(ledger.quarantine_ms()));
                 known = Some(Arc::clone(&ledger));
                 look_at = Instant::now();
                 stale = true;

@@ -7,7 +7,9 @@
 //! ```
 
 mod backend;
+mod cleanup;
 mod cni;
+mod copied;
 mod form;
 mod founding;
 pub(crate) mod intent;
@@ -48,7 +50,8 @@ use crate::mesh::net::BoxFuture;
 use crate::policy::engine::EngineHandle;
 use crate::policy::feed::Feed;
 
-pub use start::{cleanup, run};
+pub use cleanup::cleanup;
+pub use start::run;
 
 /// How long after a start objects are only added, while not every peer's
 /// address is known again.

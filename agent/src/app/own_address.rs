@@ -14,7 +14,7 @@ use weft_proto::wire::v1;
 
 use super::App;
 use crate::api::backend::BackendError;
-use crate::ipam_service::{ClaimFailed, LeaseFacts, catch_up};
+use crate::ipam_service::{ClaimFailed, Gate, LeaseFacts, catch_up};
 use crate::mesh::net::PeerNet;
 
 const ONE_TRY: Duration = Duration::from_secs(30);
@@ -22,9 +22,13 @@ const ONE_TRY: Duration = Duration::from_secs(30);
 /// Sees to it that this node has an address of every family of the cluster.
 pub(super) async fn hold(app: Arc<App>) {
     let mut ledgers = app.consensus.subscribe();
+    while app.ipam.gate() == Gate::Asking {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
     loop {
         let ledger = ledgers.borrow_and_update().clone();
-        if ledger.member(app.me).is_some() && !app.ipam.is_leaving() {
+        let closed = matches!(app.ipam.gate(), Gate::Closed(_));
+        if ledger.member(app.me).is_some() && !app.ipam.is_leaving() && !closed {
             let mut failed = None;
             for ipv6 in [false, true] {
                 let wanted = ledger.ranges().iter().any(|r| matches!(r, IpNet::V6(_)) == ipv6);
@@ -53,7 +57,7 @@ pub(super) async fn hold(app: Arc<App>) {
         }
         tokio::select! {
             changed = ledgers.changed() => if changed.is_err() { return },
-            () = tokio::time::sleep(Duration::from_secs(10)) => {}
+            () = tokio::time::sleep(Duration::from_secs(if closed { 1 } else { 10 })) => {}
         }
     }
 }

@@ -15,7 +15,7 @@ use weft_proto::names;
 use super::kubernetes::{self, Boot};
 use super::session::session;
 use super::{
-    App, LedgerRegistry, Routes, cni, form, founding, loops, own_address, owner, policy,
+    App, LedgerRegistry, Routes, copied, form, founding, loops, own_address, owner, policy,
     policy_feed, probing, renew, sweep, underlay,
 };
 use crate::api;
@@ -168,6 +168,8 @@ async fn serve(config: Config) -> Result<End> {
         underlay: underlay.clone(),
         software: env!("CARGO_PKG_VERSION").to_owned(),
         mtu: dataplane.mtu(),
+        rest: config.quarantine,
+        copied: copied::recall(&config.state_dir),
     })?;
     let net: Arc<dyn PeerNet> = Arc::new(mesh.clone());
 
@@ -236,6 +238,7 @@ async fn serve(config: Config) -> Result<End> {
         recovered: AtomicBool::new(false),
         config,
     });
+    app.ipam.set_gate(app.first_gate());
     sweep::recover(&app, &found).await?;
     // Before the first ADD, so that it can be told from the pods of an earlier life.
     app.publish_policy();
@@ -248,6 +251,7 @@ async fn serve(config: Config) -> Result<End> {
     tasks.spawn(donations.run());
     tasks.spawn(loops::follow(Arc::clone(&app)));
     tasks.spawn(loops::tell(Arc::clone(&app)));
+    tasks.spawn(copied::watch(Arc::clone(&app)));
     tasks.spawn(own_address::hold(Arc::clone(&app)));
     tasks.spawn(underlay::watch(Arc::clone(&app)));
     tasks.spawn(sweep::run(Arc::clone(&app)));
@@ -298,42 +302,6 @@ fn wire_heads(mesh: &MeshHandle, consensus: &ConsensusHandle) {
         to_mesh.set_ledger_head(head);
         to_mesh.set_cluster(head.cluster);
     });
-}
-
-/// `agent cleanup`: removes everything of ours from this machine's kernel and host directories.
-pub fn cleanup(config: &Config) -> Result<Vec<String>> {
-    if std::net::TcpStream::connect_timeout(&config.http_addr, Duration::from_millis(300)).is_ok() {
-        bail!(
-            "an agent still answers at {}; it would put everything back: stop it first",
-            config.http_addr
-        );
-    }
-    let mut removed = cni::uninstall(config);
-    let there = [names::BRIDGE, names::VXLAN]
-        .iter()
-        .any(|device| Path::new("/sys/class/net").join(device).exists());
-    let mut errors = Vec::new();
-    match crate::policy::engine::remove() {
-        Ok(true) => removed.push("nftables table of network policy".to_owned()),
-        Ok(false) => {}
-        Err(error) => errors.push(error.to_string()),
-    }
-    if let Err(more) = dataplane::cleanup() {
-        errors.extend(more.iter().map(ToString::to_string));
-    }
-    if !errors.is_empty() {
-        bail!("not everything could be removed from the kernel: {}", errors.join("; "));
-    }
-    if there {
-        removed.push("bridge, VXLAN device, routes, pod interfaces and nftables tables".to_owned());
-    }
-    for dir in [&config.run_dir, &config.state_dir] {
-        if dir.join("identity.key").exists() || dir.join(names::TOKEN_FILE).exists() {
-            files::remove_dir(dir).with_context(|| format!("cannot remove {}", dir.display()))?;
-            removed.push(dir.display().to_string());
-        }
-    }
-    Ok(removed)
 }
 
 /// SIGTERM and SIGINT.

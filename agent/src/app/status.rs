@@ -8,10 +8,11 @@ use weft_proto::api::{
     Condition, Health, IpamStatus, MemberStatus, NodeStatus, OwnerStatus, Readiness, Status,
 };
 use weft_proto::id::NodeId;
+use weft_proto::wire::v1::Failure;
 
 use super::App;
 use super::remove::host_bits;
-use crate::ipam_service::{Stand, now_ms};
+use crate::ipam_service::{Gate, Stand, now_ms};
 use crate::mesh::Refusal;
 use crate::mesh::net::{MeshView, PeerNet};
 use crate::policy::engine::EngineHandle;
@@ -56,7 +57,14 @@ impl App {
         let own = !self.own_addresses().is_empty();
         let data = self.dataplane.status();
         let joined = self.consensus.ledger().member(self.me).is_some();
-        if !own {
+        let gate = self.ipam.gate();
+        if let Gate::Closed(why) = &gate {
+            reasons.push(why.clone());
+        } else if gate == Gate::Asking {
+            reasons.push(
+                "the other nodes are being asked whether another machine runs as this one".into(),
+            );
+        } else if !own {
             // A member without an address of its own lacks addresses, not a cluster.
             let lacks = stand.exhausted.clone().or_else(|| stand.blocked.clone());
             reasons.push(lacks.filter(|_| joined).unwrap_or_else(|| self.why_not_joined()));
@@ -242,8 +250,14 @@ fn judge(
     members: &[MemberStatus],
     stand: &Stand,
 ) -> Vec<Condition> {
+    let copied = all.iter().any(|c| c.reason == "IdentityCopied");
     for refusal in refusals {
         let at = refusal.address;
+        let clone = refusal.code == Failure::CLONE;
+        // Said already, and better.
+        if clone && copied && !refusal.by_us {
+            continue;
+        }
         // An old refusal of somebody else is history, not a state.
         if refusal.last.elapsed() > REFUSAL_SHOWN {
             continue;
@@ -253,7 +267,12 @@ fn judge(
                 Health::Degraded,
                 "PeerRefused",
                 format!("refused {at} ({} times): {}", refusal.count, refusal.message),
-                "if it is one of your nodes, make its settings agree with the cluster's",
+                if clone {
+                    "find that machine, and stop it, or empty its STATE_DIR and start it under its own \
+                     NODE_NAME; it gives out no addresses meanwhile"
+                } else {
+                    "if it is one of your nodes, make its settings agree with the cluster's"
+                },
             )
         } else {
             condition(

@@ -18,7 +18,7 @@ use super::App;
 use crate::api::backend::BackendError;
 use crate::dataplane::WiredPod;
 use crate::ipam_service::journal::Found;
-use crate::ipam_service::{IpamService, LeaseFacts, Registry};
+use crate::ipam_service::{Gate, IpamService, LeaseFacts, Registry};
 
 /// A lease without an interface is given this long: its ADD may be under way.
 const GRACE: Duration = Duration::from_secs(120);
@@ -190,7 +190,7 @@ pub(crate) async fn reclaim(
     registry: &dyn Registry,
 ) -> Option<Vec<String>> {
     let ledger = registry.ledger();
-    if ledger.member(me).is_none() || ipam.is_leaving() {
+    if ledger.member(me).is_none() || ipam.is_leaving() || ipam.gate() != Gate::Open {
         return None;
     }
     let mut lost = Vec::new();

@@ -28,13 +28,22 @@ const USAGE: u8 = 64;
 /// To see whether an agent runs.
 const PROBE: Duration = Duration::from_millis(500);
 
+/// What `agent cleanup` did.
+#[derive(Debug, Default)]
+pub struct Cleaned {
+    /// What was removed, one item each.
+    pub removed: Vec<String>,
+    /// What is left, and the command that ends it.
+    pub left: Vec<String>,
+}
+
 /// What the command line starts but does not do itself.
 #[derive(Clone, Copy)]
 pub struct Hooks {
     /// Runs the agent until it is told to stop.
     pub daemon: fn(Config) -> anyhow::Result<()>,
-    /// Removes everything weft put on this machine; says what, one item each.
-    pub cleanup: fn(&Config) -> anyhow::Result<Vec<String>>,
+    /// Removes everything weft put on this machine.
+    pub cleanup: fn(&Config) -> anyhow::Result<Cleaned>,
     /// `agent lab`, with the arguments after `lab`.
     pub lab: fn(Vec<OsString>) -> anyhow::Result<ExitCode>,
 }
@@ -110,11 +119,14 @@ fn cleanup(config: &Config, output: Output, stay: bool, hooks: Hooks) -> anyhow:
             config.http_addr
         );
     }
-    let removed = (hooks.cleanup)(config)?;
+    let Cleaned { removed, left } = (hooks.cleanup)(config)?;
     let text = match output {
-        Output::Json => json!({ "removed": removed }).to_string(),
-        Output::Text if removed.is_empty() => "nothing to remove".to_owned(),
-        Output::Text => removed.iter().map(|item| format!("removed {item}\n")).collect(),
+        Output::Json => json!({ "removed": removed, "left": left }).to_string(),
+        Output::Text if removed.is_empty() && left.is_empty() => "nothing to remove".to_owned(),
+        Output::Text => {
+            let removed = removed.iter().map(|item| format!("removed {item}\n"));
+            removed.chain(left.iter().map(|item| format!("left: {item}\n"))).collect()
+        }
     };
     Out::default().text(&text)?;
     if stay {

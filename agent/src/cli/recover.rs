@@ -51,6 +51,13 @@ fn names<'a>(voters: impl Iterator<Item = &'a VoterStatus>) -> String {
 
 fn explain(status: &Status) -> String {
     let consensus = &status.consensus;
+    if consensus.quorum && !matches!(consensus.role.as_str(), "leader" | "voter") {
+        return format!(
+            "nothing to recover, by what this node has heard: it has no vote. Whether there is a \
+             quorum know the voters, {}: ask `agent status` on one of them",
+            names(consensus.voters.iter())
+        );
+    }
     if consensus.quorum {
         return format!(
             "nothing to recover: the cluster has a quorum (leader {}, voters {})",
@@ -103,7 +110,12 @@ mod tests {
     #[test]
     fn says_who_is_lost_and_what_to_do() {
         let mut status = sample::status();
-        assert!(explain(&status).starts_with("nothing to recover"));
+        status.consensus.role = "voter".into();
+        assert!(explain(&status).starts_with("nothing to recover: the cluster has a quorum"));
+        status.consensus.role = "follower".into();
+        let heard = explain(&status);
+        assert!(heard.starts_with("nothing to recover, by what this node has heard"), "{heard}");
+        assert!(heard.contains("n1, n2, n3"), "{heard}");
         status.consensus.quorum = false;
         for voter in status.consensus.voters.iter_mut().skip(1) {
             voter.alive = false;

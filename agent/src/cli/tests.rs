@@ -21,7 +21,7 @@ fn hooks() -> Hooks {
             STARTED.fetch_add(1, Ordering::SeqCst);
             Ok(())
         },
-        cleanup: |_| Ok(vec![]),
+        cleanup: |_| Ok(Cleaned::default()),
         lab: |args| Ok(ExitCode::from(u8::try_from(args.len()).unwrap())),
     }
 }

@@ -8,16 +8,20 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use openraft::{CommittedLeaderId, Membership};
 use rand::Rng;
 use weft_proto::id::{FoundingId, RaftId};
+use weft_proto::ledger::Op;
 
 use super::core::{Core, Running};
 use super::error::ConsensusError;
 use super::store::{Reset, Seated};
 use super::types::{LogId, Seat, SnapshotMeta, StoredMembership, Vote, seat_of_node};
 
+/// How long voters may take to decide something that changes nothing.
+const ASK: Duration = Duration::from_secs(6);
 /// How far a recovery jumps ahead. No replica is ever this far behind otherwise.
 pub(crate) const JUMP: u64 = 1 << 20;
 
@@ -33,6 +37,20 @@ pub enum RecoverError {
          count any more, stop their agents first"
     )]
     Majority(String),
+    /// A node without a vote has heard that there are enough voters, and they did not
+    /// decide anything for it.
+    #[error(
+        "this node has no vote and goes by what the mesh says: that {voters} vote, and reach each \
+         other. Asked now, they decided nothing ({why}). They know whether there is a quorum: run \
+         `agent recover` on one of them; if their ledgers are lost and they are not to count any \
+         more, stop their agents first"
+    )]
+    Hearsay {
+        /// Names of the voters that are taken to be alive.
+        voters: String,
+        /// What came of asking them.
+        why: String,
+    },
     /// No ledger to keep.
     #[error(
         "this node knows no ledger: recover from a node that was a member, or let the cluster be founded as usual"
@@ -54,7 +72,8 @@ impl Core {
     pub(crate) async fn recover(&self) -> Result<u64, RecoverError> {
         let _one = self.starting.lock().await;
         let status = self.status();
-        if status.quorum {
+        let votes = matches!(status.role.as_str(), "leader" | "voter");
+        if status.quorum && votes {
             return Err(RecoverError::Healthy(status.leader.unwrap_or_default()));
         }
         let head = self.replica.head();
@@ -65,7 +84,16 @@ impl Core {
         if reachable.len() * 2 > status.voters.len() {
             let names: Vec<_> =
                 reachable.iter().map(|v| v.name.as_deref().unwrap_or(&v.seat)).collect();
-            return Err(RecoverError::Majority(names.join(", ")));
+            let voters = names.join(", ");
+            if votes {
+                return Err(RecoverError::Majority(voters));
+            }
+            // Rumors may be older than the loss: whether they decide shows when they have to.
+            let nothing = Op::Release { node: self.net.me(), prefixes: Vec::new() };
+            return Err(match self.propose(self.next_request(), nothing, ASK).await {
+                Ok(_) => RecoverError::Healthy(status.leader.unwrap_or(voters)),
+                Err(why) => RecoverError::Hearsay { voters, why: why.to_string() },
+            });
         }
         self.pull_from_everybody().await;
         let mut ledger = (*self.replica.ledger()).clone();

@@ -11,7 +11,7 @@ use weft_proto::ledger::{Op, Outcome};
 use weft_proto::wire::v1::{Donate, DonateReply, Failure};
 
 use super::intents::{Promise, Promises};
-use super::{IpamService, Registry};
+use super::{Gate, IpamService, Registry};
 use crate::mesh::net::{BoxFuture, Service};
 
 const PATIENCE: Duration = Duration::from_secs(4);
@@ -120,6 +120,10 @@ impl Donations {
     async fn give(&self, to: NodeId, request: Donate) -> Result<DonateReply, String> {
         let (promise, turn) = {
             let mut state = self.service.lock();
+            if state.gate != Gate::Open {
+                let why = "another machine may run as this node, and use them";
+                return Ok(DonateReply::Nothing { why: why.into() });
+            }
             // What has just come may be more than is waited for here.
             let waiting = state.families[usize::from(request.ipv6)].unanswered();
             if waiting > 0 && state.table.free(request.ipv6) <= waiting as u64 {

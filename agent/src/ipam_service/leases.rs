@@ -9,7 +9,7 @@ use weft_ipam::leases::{AllocError, ClaimError};
 use weft_proto::api::LeaseInfo;
 use weft_proto::attachment::AttachmentKey;
 
-use super::{IpamService, LeaseFacts, State, Waiting, http_key, now_ms, ports};
+use super::{Gate, IpamService, LeaseFacts, State, Waiting, http_key, now_ms, ports};
 use crate::api::backend::BackendError;
 
 /// A given address was not leased.
@@ -43,6 +43,14 @@ impl Who<'_> {
 fn left() -> BackendError {
     BackendError::NotReady(
         "this node has left the cluster (DELETE /peer); restart the agent to join again".to_owned(),
+    )
+}
+
+fn asking() -> BackendError {
+    BackendError::NotReady(
+        "this agent has just started and asks the others whether another machine runs as this \
+         node; try again in a moment"
+            .to_owned(),
     )
 }
 
@@ -196,6 +204,16 @@ impl IpamService {
             return Some(Err(taken));
         }
         let before = state.table.addresses(asking).to_vec();
+        let wanted = |address: &IpAddr| {
+            address.is_ipv6() == ipv6 && within.is_none_or(|net| net.contains(address))
+        };
+        match &state.gate {
+            Gate::Closed(why) if !before.iter().any(wanted) => {
+                return Some(Err(BackendError::NotReady(why.clone())));
+            }
+            Gate::Asking if !before.iter().any(wanted) => return None,
+            _ => {}
+        }
         let address = match state.table.allocate(asking, ipv6, within, now_ms()) {
             Ok(address) => address,
             Err(AllocError::Full) => return None,
@@ -314,6 +332,11 @@ impl IpamService {
             return Err(left().into());
         }
         let had = state.table.addresses(key).contains(&address);
+        match &state.gate {
+            Gate::Closed(why) if !had => return Err(BackendError::NotReady(why.clone()).into()),
+            Gate::Asking if !had => return Err(asking().into()),
+            _ => {}
+        }
         state.table.claim(key, address, now_ms())?;
         if had {
             return Ok(());

@@ -124,6 +124,19 @@ impl FamilyState {
     }
 }
 
+/// Whether addresses may be given out at all: another machine may run as this node, and
+/// give out the same.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Gate {
+    /// They may.
+    #[default]
+    Open,
+    /// It is being asked; requests wait.
+    Asking,
+    /// They may not: why, and what to do. Requests are refused.
+    Closed(String),
+}
+
 struct State {
     table: LeaseTable,
     leases: BTreeMap<AttachmentKey, LeaseInfo>,
@@ -136,6 +149,7 @@ struct State {
     families: [FamilyState; 2],
     next_waiter: u64,
     leaving: bool,
+    gate: Gate,
     /// Counts changes of leases: observers compare it to see whether to look.
     generation: u64,
     /// Leases that came, went or changed since somebody last took the changes.
@@ -236,6 +250,7 @@ impl IpamService {
                 families: Default::default(),
                 next_waiter: 0,
                 leaving: false,
+                gate: Gate::Open,
                 generation: 0,
                 changed: BTreeSet::new(),
             }),
@@ -346,6 +361,18 @@ impl IpamService {
     /// True after [`IpamService::stop_allocating`].
     pub fn is_leaving(&self) -> bool {
         self.lock().leaving
+    }
+
+    /// From now on new addresses are given out, or are not. Leases stay as they are, and
+    /// can be asked for again and given back.
+    pub fn set_gate(&self, gate: Gate) {
+        self.lock().gate = gate;
+        self.woken();
+    }
+
+    /// Whether new addresses are given out.
+    pub fn gate(&self) -> Gate {
+        self.lock().gate.clone()
     }
 
     /// All leases.

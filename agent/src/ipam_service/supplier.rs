@@ -11,7 +11,7 @@ use weft_proto::wire::v1;
 
 use super::donate::WAITING_HERE;
 use super::supply::{Donor, Order, Stock, donors, order};
-use super::{IpamService, Registry, Verdict};
+use super::{Gate, IpamService, Registry, Verdict};
 use crate::api::backend::BackendError;
 use crate::mesh::net::{MeshView, PeerNet};
 
@@ -94,6 +94,10 @@ impl Supplier {
                 ipv6,
                 "this node is not a member of the cluster yet; `agent status` says why",
             );
+            return Order::Nothing;
+        }
+        if self.service.gate() != Gate::Open {
+            self.block(ipv6, "it is being asked whether another machine runs as this node");
             return Order::Nothing;
         }
         let family = |r: &&ipnet::IpNet| matches!(r, ipnet::IpNet::V6(_)) == ipv6;

@@ -11,7 +11,7 @@ use weft_proto::id::{ClusterId, NodeId};
 use crate::files;
 
 /// File below `STATE_DIR`, readable by its owner alone.
-const FILE: &str = "kubernetes.json";
+pub(crate) const FILE: &str = "kubernetes.json";
 
 /// What was last heard.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

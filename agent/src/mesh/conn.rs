@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use quinn::VarInt;
@@ -127,6 +127,7 @@ pub(super) fn started(state: &Arc<State>, conn: &Arc<Conn>) {
     );
     conn.quic.set_receive_window(VarInt::from_u32(PEER_WINDOW));
     lock(&state.records).connected(conn.node);
+    lock(&state.holds).admitted(conn.node, conn.remote, Instant::now());
     // Swim is told before its first packet can come in on the connection.
     tell_swim(state, Input::Connected(conn.node, conn.session));
     tokio::spawn(serve(Arc::clone(state), Arc::clone(conn)));
@@ -201,6 +202,12 @@ fn ended(state: &State, conn: &Conn) {
             Failure::WRONG_KEY | Failure::RANGE | Failure::NAME | Failure::CLUSTER | Failure::CLONE
         ) {
             let message = printable(&String::from_utf8_lossy(&close.reason), 600);
+            if code == Failure::CLONE {
+                state.told_copied(
+                    conn.node,
+                    format!("`{}` at {}: {message}", conn.name, conn.remote),
+                );
+            }
             state.refusal(conn.remote, false, &Failure { code, message });
         }
     }
@@ -209,6 +216,7 @@ fn ended(state: &State, conn: &Conn) {
         return;
     }
     state.count("connections_lost");
+    lock(&state.holds).lost(conn.node, Instant::now());
     let why = reason.as_ref().map(ToString::to_string).unwrap_or_default();
     tracing::info!(peer = %conn.name, address = %conn.remote, "connection ended: {why}");
     let on_purpose = matches!(

@@ -252,6 +252,7 @@ pub(super) async fn maintain_loop(state: Arc<State>) {
     loop {
         tokio::time::sleep(ROUND).await;
         state.refresh_stale_view();
+        state.judge_copied();
         let view = Arc::clone(&state.view.borrow());
         let conns = lock(&state.pool).all();
         let connected: BTreeSet<NodeId> = conns.iter().map(|c| c.node).collect();

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -15,6 +16,7 @@ use weft_proto::id::{ClusterId, NodeId};
 use weft_proto::wire::v1::{Ack, Failure, LedgerHead, NodeRecord};
 
 use super::auth::ClusterKeys;
+use super::clones::Copied;
 use super::conn::{self, RequestError};
 use super::dialer::reach;
 use super::net::{BoxFuture, CallError, Liveness, MeshView, PeerNet, Service};
@@ -102,6 +104,22 @@ impl MeshHandle {
     /// The cluster's ranges, once they have grown beyond `IPALLOC_RANGE`.
     pub fn set_ranges(&self, ranges: Vec<IpNet>) {
         *self.state.ranges.write().unwrap_or_else(PoisonError::into_inner) = ranges;
+    }
+
+    /// For so long may the pods of a silent node be well: the cluster's quarantine.
+    pub fn set_rest(&self, rest: Duration) {
+        *lock(&self.state.rest) = rest;
+    }
+
+    /// Told whenever this node has to give way to another machine with its identity, or
+    /// need not any more.
+    pub fn copied(&self) -> watch::Receiver<Option<Copied>> {
+        self.state.copied.subscribe()
+    }
+
+    /// True once some peer has let this node in for sure.
+    pub fn is_let_in(&self) -> bool {
+        self.state.let_in.load(Ordering::Relaxed) || !self.state.vouching().is_empty()
     }
 
     /// Other cluster keys: the first signs, all verify. Open connections stay.

@@ -2,8 +2,9 @@
 //! facts, and say plainly why not.
 
 use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use quinn::VarInt;
 use weft_proto::frame::Frame;
@@ -12,6 +13,8 @@ use weft_proto::wire::v1::{Echo, Failure, Hello, HelloAck};
 
 use super::auth::{Facts, LABEL, Role, judge, printable};
 use super::conn;
+use super::dialer::reach;
+use super::net::{BoxFuture, Liveness};
 use super::pool::{Admit, Conn};
 use super::state::{State, canonical, lock, read};
 use super::stream::{StreamError, read_frame_within, write_frame};
@@ -24,6 +27,8 @@ pub(super) const DEADLINE: Duration = Duration::from_secs(5);
 const FIRST_FRAME: usize = 64 << 10;
 /// How long a peer may take to prove that its older connection lives.
 const PROBE: Duration = Duration::from_secs(1);
+/// How long it may take to find out whether a node is where it is known to be.
+const ASK: Duration = Duration::from_secs(2);
 /// Two connections to one peer: the loser may finish what is under way.
 const DRAIN: Duration = Duration::from_secs(3);
 
@@ -76,7 +81,7 @@ fn hello(
 }
 
 /// Proof first; nothing else is looked at before. Returns which key it was.
-fn check(
+fn prove(
     state: &State,
     role: Role,
     exporter: &[u8; 32],
@@ -96,6 +101,11 @@ fn check(
                 .to_owned(),
         });
     };
+    Ok(which)
+}
+
+/// The facts of a peer that has proved the key.
+fn facts(state: &State, peer: &Hello) -> Result<(), Failure> {
     if peer.name.is_empty() || peer.name.len() > 253 || peer.ranges.len() > 16 {
         return Err(Failure {
             code: Failure::BAD_REQUEST,
@@ -113,8 +123,7 @@ fn check(
             namesake: state.namesake(&peer.name, peer.node),
         },
         peer,
-    )?;
-    Ok(which)
+    )
 }
 
 fn close(quic: &quinn::Connection, failure: &Failure) {
@@ -122,30 +131,105 @@ fn close(quic: &quinn::Connection, failure: &Failure) {
     quic.close(VarInt::from_u32(u32::from(failure.code)), reason.as_bytes());
 }
 
-/// Two lives of one node: if the known one answers, the other is a copy.
-async fn check_clone(state: &State, peer: &Hello) -> Result<(), Failure> {
-    let Some(old) = lock(&state.pool).get(peer.node).filter(|c| c.session != peer.session) else {
-        return Ok(());
+/// Two lives of one node at two places: if the known one answers, the other is a copy, and
+/// stays one for a while after the known one has gone silent.
+async fn check_clone(state: &Arc<State>, peer: &Hello, from: SocketAddr) -> Result<(), Failure> {
+    let refuse = |message| Err(Failure { code: Failure::CLONE, message });
+    let known = lock(&state.pool).get(peer.node);
+    let old = match known {
+        Some(old) if old.session == peer.session => return Ok(()),
+        Some(old) => Some(old),
+        None => elsewhere(state, peer, from).await,
     };
-    let answers = match Frame::new(&Echo(Vec::new())) {
-        Ok(echo) => conn::request(&old, &echo, PROBE).await.is_ok(),
-        Err(_) => false,
-    };
-    if !answers {
+    if let Some(old) = old {
+        let answers = match Frame::new(&Echo(Vec::new())) {
+            Ok(echo) => conn::request(&old, &echo, PROBE).await.is_ok(),
+            Err(_) => false,
+        };
+        if answers {
+            lock(&state.holds).refused(peer.node, from, old.remote, Instant::now());
+            return refuse(format!(
+                "another machine answers as this node ({}) at {}: a state directory was copied; \
+                 stop one of the two, or empty its STATE_DIR and give it its own NODE_NAME",
+                peer.node.short(),
+                old.remote
+            ));
+        }
         old.quic.close(VarInt::from_u32(0), b"replaced by a newer life");
-        return Ok(());
     }
-    Err(Failure {
-        code: Failure::CLONE,
-        message: format!(
-            "identity {} is already in use by the live node `{}` at {}: the state directory was copied; \
-             delete it on `{}` and restart its agent",
-            peer.node,
-            old.name,
-            old.remote,
-            printable(&peer.name, 253)
-        ),
-    })
+    let rest = *lock(&state.rest);
+    match lock(&state.holds).held(peer.node, from, Instant::now(), rest) {
+        None => Ok(()),
+        Some(held) => refuse(format!(
+            "another machine was this node ({}) at {} until {}s ago: a state directory was copied; \
+             if that one stays away, this one is let in after {}s",
+            peer.node.short(),
+            held.holder,
+            held.silent.as_secs(),
+            held.left.as_secs() + 1
+        )),
+    }
+}
+
+/// Who is no neighbour may still be alive: asked where it is known to be, if that is not
+/// where the newcomer is.
+async fn elsewhere(state: &Arc<State>, peer: &Hello, from: SocketAddr) -> Option<Arc<Conn>> {
+    {
+        let records = lock(&state.records);
+        let known = records.get(peer.node)?;
+        if known.incarnation == peer.session || known.underlay.contains(&from.ip()) {
+            return None;
+        }
+    }
+    if state.liveness_of(peer.node) == Liveness::Dead {
+        return None;
+    }
+    let found = tokio::time::timeout(ASK, reach(state, peer.node)).await.ok()?.ok()?;
+    Some(found).filter(|conn| conn.session != peer.session)
+}
+
+/// The other machine with this node's identity is here. The one that started later gives
+/// way; if both did at once, both do.
+fn met_copy(state: &State, other: &Hello, address: SocketAddr) {
+    state.count("copies_met");
+    if state.session >= other.session {
+        state.told_copied(
+            state.me,
+            format!(
+                "`{}` at {address}, which started earlier: we have the same identity {}; stop one \
+                 of the two, or empty its STATE_DIR and give it its own NODE_NAME",
+                printable(&other.name, 253),
+                state.me.short()
+            ),
+        );
+    }
+}
+
+/// A refusal alone could be anybody's. Who refuses a copy shows on a stream of its own that
+/// it knows the cluster key: builds that do not expect that never look there.
+async fn tell_proof(quic: &quinn::Connection, ack: &HelloAck) {
+    let Ok(frame) = Frame::new(ack) else { return };
+    let Ok(mut stream) = quic.open_uni().await else { return };
+    if write_frame(&mut stream, &frame).await.is_ok() {
+        let _ = stream.stopped().await;
+    }
+}
+
+/// The other end of [`tell_proof`].
+async fn hear_proof(
+    state: &State,
+    quic: &quinn::Connection,
+    exporter: &[u8; 32],
+    key: NodeId,
+) -> Option<Hello> {
+    let heard = async {
+        let mut stream = quic.accept_uni().await.ok()?;
+        read_frame_within(&mut stream, FIRST_FRAME).await.ok()
+    };
+    let frame = tokio::time::timeout(PROBE, heard).await.ok()??;
+    let HelloAck(peer) = frame.decode().ok()?;
+    prove(state, Role::Server, exporter, key, &peer).ok()?;
+    Some(peer)
 }
 
 /// Puts an authenticated connection to use.
@@ -184,13 +268,21 @@ fn retire(conn: Arc<Conn>, why: &'static str) {
 }
 
 fn make_conn(state: &State, quic: quinn::Connection, peer: &Hello, outbound: bool) -> Arc<Conn> {
-    let id = state.next_conn.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    let id = state.next_conn.fetch_add(1, Ordering::Relaxed);
     let remote = canonical(quic.remote_address());
     Arc::new(Conn::new(id, peer.node, peer.name.clone(), peer.session, remote, outbound, quic))
 }
 
 /// Dials an address. Ends with a connection in the pool, to whoever is there.
-pub(super) async fn dial(state: &Arc<State>, address: SocketAddr) -> Result<NodeId, Rejected> {
+/// Boxed, for whom it finds there may make it dial elsewhere.
+pub(super) fn dial(
+    state: &Arc<State>,
+    address: SocketAddr,
+) -> BoxFuture<'_, Result<NodeId, Rejected>> {
+    Box::pin(call(state, address))
+}
+
+async fn call(state: &Arc<State>, address: SocketAddr) -> Result<NodeId, Rejected> {
     let connecting = state
         .endpoint
         .connect_with(state.client.clone(), address, "weft")
@@ -261,15 +353,28 @@ async fn greet(
         Rejected::Refused(failure)
     };
     if answer.is::<Failure>() {
-        let failure = answer.decode().map_err(|e| Rejected::Broken(e.to_string()))?;
+        let failure: Failure = answer.decode().map_err(|e| Rejected::Broken(e.to_string()))?;
+        if failure.code == Failure::CLONE
+            && let Some(peer) = hear_proof(state, quic, &exporter, key).await
+        {
+            if peer.node == state.me {
+                met_copy(state, &peer, canonical(address));
+            } else {
+                let name = printable(&peer.name, 253);
+                let said = printable(&failure.message, 600);
+                state.told_copied(peer.node, format!("`{name}` at {address}: {said}"));
+            }
+        }
         return Err(refuse(false, failure));
     }
     let HelloAck(peer) = answer.decode().map_err(|e| {
         state.count("frame_bad");
         Rejected::Broken(e.to_string())
     })?;
-    check(state, Role::Server, &exporter, key, &peer).map_err(|f| refuse(true, f))?;
-    check_clone(state, &peer).await.map_err(|f| refuse(true, f))?;
+    prove(state, Role::Server, &exporter, key, &peer).map_err(|f| refuse(true, f))?;
+    facts(state, &peer).map_err(|f| refuse(true, f))?;
+    state.let_in.store(true, Ordering::Relaxed);
+    check_clone(state, &peer, canonical(address)).await.map_err(|f| refuse(true, f))?;
     let conn = make_conn(state, quic.clone(), &peer, true);
     admit(state, &conn).map_err(|f| refuse(true, f))?;
     state.observed(peer.observed);
@@ -340,13 +445,21 @@ async fn accept(
     let frame =
         read_frame_within(&mut receive, FIRST_FRAME).await.map_err(|e| bad_frame(state, &e))?;
     let peer: Hello = frame.decode().map_err(|e| bad_frame(state, &e.into()))?;
-    let verdict = match check(state, Role::Client, &exporter, key, &peer) {
+    let proved = prove(state, Role::Client, &exporter, key, &peer);
+    let ack = |which| HelloAck(hello(state, which, Role::Server, &exporter, address));
+    let judged = proved.clone().and_then(|which| facts(state, &peer).map(|()| which));
+    let verdict = match judged {
         Err(f) if f.code == Failure::CLONE && lock(&state.dialling).remove(&exporter) => {
             // Our own call: the dialling side sees its exporter gone.
             return Ok(());
         }
-        Ok(which) => check_clone(state, &peer).await.map(|()| which),
-        Err(failure) => Err(failure),
+        Err(failure) => {
+            if failure.code == Failure::CLONE {
+                met_copy(state, &peer, address);
+            }
+            Err(failure)
+        }
+        Ok(which) => check_clone(state, &peer, address).await.map(|()| which),
     };
     let verdict = verdict.and_then(|which| {
         let conn = make_conn(state, quic.clone(), &peer, false);
@@ -354,8 +467,7 @@ async fn accept(
     });
     match verdict {
         Ok(which) => {
-            let ack = HelloAck(hello(state, which, Role::Server, &exporter, address));
-            let ack = Frame::new(&ack).map_err(|e| e.to_string())?;
+            let ack = Frame::new(&ack(which)).map_err(|e| e.to_string())?;
             write_frame(&mut send, &ack).await.map_err(|e| e.to_string())?;
             guard.0 = None;
         }
@@ -364,7 +476,15 @@ async fn accept(
             let answer = Frame::new(&failure).map_err(|e| e.to_string())?;
             write_frame(&mut send, &answer).await.map_err(|e| e.to_string())?;
             // Until the peer has it (or the deadline of all this).
-            let _ = tokio::time::timeout(Duration::from_secs(2), send.stopped()).await;
+            let _ = tokio::time::timeout(Duration::from_secs(2), async {
+                if failure.code == Failure::CLONE
+                    && let Ok(which) = proved
+                {
+                    tell_proof(&quic, &ack(which)).await;
+                }
+                send.stopped().await
+            })
+            .await;
             close(&quic, &failure);
         }
     }

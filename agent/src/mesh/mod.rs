@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::sync::{Arc, Mutex, RwLock};
+use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
@@ -14,6 +15,7 @@ use weft_proto::wire::v1::{LedgerHead, NodeRecord};
 
 mod auth;
 mod backoff;
+mod clones;
 mod conn;
 mod density;
 mod dialer;
@@ -45,6 +47,7 @@ mod targets;
 mod tests;
 mod tls;
 
+pub use clones::Copied;
 pub use handle::MeshHandle;
 pub use identity::{Identity, IdentityError};
 pub use state::{HeadCallback, Refusal};
@@ -74,6 +77,10 @@ pub struct MeshConfig {
     pub software: String,
     /// Overlay MTU, for the node record.
     pub mtu: u32,
+    /// For so long may the pods of a node be well that is not heard of any more.
+    pub rest: Duration,
+    /// What an earlier life was told of another machine with this identity.
+    pub copied: Option<Copied>,
 }
 
 /// Why the mesh does not start.
@@ -147,6 +154,10 @@ impl Mesh {
         let mut targets = targets::Targets::default();
         config.targets.iter().for_each(|t| targets.add(t));
         let (swim, swim_inputs) = mpsc::channel(1024);
+        let mut told = clones::Told::default();
+        if let Some(Copied { by, message }) = config.copied.clone() {
+            told.refused(by, message, Instant::now());
+        }
         let state = Arc::new(state::State {
             runtime: tokio::runtime::Handle::current(),
             me,
@@ -181,6 +192,11 @@ impl Mesh {
             on_head: RwLock::new(None),
             counters: Mutex::default(),
             refusals: Mutex::default(),
+            rest: Mutex::new(config.rest),
+            holds: Mutex::default(),
+            told: Mutex::new(told),
+            copied: watch::Sender::new(config.copied),
+            let_in: AtomicBool::new(false),
             log_gate: Mutex::default(),
             dialling: Mutex::new(BTreeSet::new()),
             learn_address: AtomicBool::new(underlay.is_empty()),

@@ -12,6 +12,7 @@ use weft_proto::id::{ClusterId, NodeId};
 use weft_proto::wire::v1::{Failure, LedgerHead};
 
 use super::auth::ClusterKeys;
+use super::clones::{Copied, Holds, Told};
 use super::net::{Liveness, Member, MeshView, Service};
 use super::pool::Pool;
 use super::records::Records;
@@ -24,6 +25,8 @@ const DEAD_VISIBLE: Duration = Duration::from_secs(24 * 3600);
 const VIEW: Duration = Duration::from_secs(60);
 /// Most refusals kept for status.
 const MAX_REFUSALS: usize = 64;
+/// Who dialled this node may yet object to what it is; after this it has not.
+const OBJECTS: Duration = Duration::from_secs(1);
 
 /// Told whenever a peer tells its ledger position.
 pub type HeadCallback = dyn Fn(NodeId, LedgerHead) + Send + Sync;
@@ -99,6 +102,15 @@ pub(super) struct State {
     pub(super) on_head: RwLock<Option<Arc<HeadCallback>>>,
     pub(super) counters: Mutex<BTreeMap<&'static str, u64>>,
     pub(super) refusals: Mutex<Vec<Refusal>>,
+    /// For so long may the pods of a silent node be well.
+    pub(super) rest: Mutex<Duration>,
+    /// Machines that came with the identity of another.
+    pub(super) holds: Mutex<Holds>,
+    /// What was said of this node being such a one, and what it comes to.
+    pub(super) told: Mutex<Told>,
+    pub(super) copied: watch::Sender<Option<Copied>>,
+    /// Some peer has let this node in, in this life.
+    pub(super) let_in: AtomicBool,
     pub(super) log_gate: Mutex<BTreeMap<&'static str, (Instant, u64)>>,
     /// TLS exporters of handshakes under way from here, to know ourselves by.
     pub(super) dialling: Mutex<BTreeSet<[u8; 32]>>,
@@ -197,6 +209,33 @@ impl State {
             message: failure.message.clone(),
             count: 1,
             last: Instant::now(),
+        });
+    }
+
+    /// A peer that has proved the cluster key refused this node as a copy.
+    pub(super) fn told_copied(&self, by: NodeId, said: String) {
+        lock(&self.told).refused(by, said, Instant::now());
+        self.judge_copied();
+    }
+
+    /// Who has let this node in for sure, and since when.
+    pub(super) fn vouching(&self) -> Vec<(NodeId, Instant)> {
+        let conns = lock(&self.pool).all();
+        let sure = conns.iter().filter(|c| c.outbound || c.since.elapsed() >= OBJECTS);
+        sure.map(|c| (c.node, c.since)).collect()
+    }
+
+    /// Whether this node has to give way to another with its identity.
+    pub(super) fn judge_copied(&self) {
+        let (vouching, rest) = (self.vouching(), *lock(&self.rest));
+        let mut told = lock(&self.told);
+        let now = told.verdict(self.me, &vouching, Instant::now(), rest);
+        self.copied.send_if_modified(|before| {
+            let differs = *before != now;
+            if differs {
+                *before = now;
+            }
+            differs
         });
     }
 

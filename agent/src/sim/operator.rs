@@ -97,7 +97,7 @@ pub(crate) async fn disaster(world: &Arc<World>, survivor: usize) {
                 }
                 // A leader needs a while to notice that it is one no more; and who is no voter
                 // goes by what it has heard of them.
-                Ok(Err(RecoverError::Healthy(_))) => {
+                Ok(Err(RecoverError::Healthy(_) | RecoverError::Hearsay { .. })) => {
                     let others = world.numbers().filter(|n| !lost.contains(n));
                     let all: Vec<_> = others.collect();
                     let at = all.iter().position(|n| *n == survivor).unwrap_or(0);

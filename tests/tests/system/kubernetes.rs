@@ -86,6 +86,42 @@ fn five_nodes_at_once_found_one_cluster() -> Result {
     Ok(())
 }
 
+/// `agent cleanup` on a node whose agent is stopped; what it says.
+fn clean(node: &mut Node) -> Result<String> {
+    node.terminate()?;
+    let output = node.netns().run(|| node.spec().command().arg("cleanup").output())??;
+    let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+    ensure!(output.status.success(), "{text}");
+    println!("{text}");
+    Ok(text)
+}
+
+#[test]
+fn a_cleanup_takes_the_annotations_off_the_node_or_says_how() -> Result {
+    let mut cluster = Cluster::builder().nodes(2).kubernetes().start()?;
+    let notes = |cluster: &Cluster, node: &str| -> Result<Vec<String>> {
+        let object = cluster.api()?.get("nodes", "", node)?.context("no Node")?;
+        let all = object["metadata"]["annotations"].as_object().cloned().unwrap_or_default();
+        Ok(all.keys().filter(|key| key.starts_with("weft.io/")).cloned().collect())
+    };
+    for node in ["n1", "n2"] {
+        wait_until(&format!("annotations of {node}"), SOON, || {
+            Ok(notes(&cluster, node)?.len() == 3)
+        })?;
+    }
+    let text = clean(cluster.node_mut(1))?;
+    ensure!(text.contains("removed 3 annotations of Node n1"), "{text}");
+    ensure!(notes(&cluster, "n1")?.is_empty() && notes(&cluster, "n2")?.len() == 3);
+    // Where it may not, it says what is left.
+    let denied = cluster.api()?.deny(Verb::Patch, "nodes/status");
+    let text = clean(cluster.node_mut(2))?;
+    let command = "kubectl annotate node n2 weft.io/cluster- weft.io/node-id- weft.io/underlay-";
+    ensure!(text.contains("left: ") && text.contains(command), "{text}");
+    cluster.api()?.lift(denied);
+    ensure!(notes(&cluster, "n2")?.len() == 3);
+    Ok(())
+}
+
 /// Waits until so many agents watch Nodes: what was never seen cannot be missed.
 fn wait_watches(api: &ApiServer, count: usize) -> Result {
     wait_until("voters to watch Nodes", SOON, || {

@@ -6,6 +6,7 @@ mod chaos;
 mod churn;
 mod cni;
 mod container;
+mod copied;
 mod datapath;
 mod disks;
 mod dual_stack;

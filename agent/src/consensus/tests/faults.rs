@@ -187,6 +187,33 @@ async fn an_evicted_node_joins_once_more() {
 }
 
 #[tokio::test]
+async fn a_node_without_a_vote_does_not_take_rumors_for_a_quorum() {
+    let world = World::default();
+    let mut nodes = founded(&world).await;
+    let mut node = world.node(4, Founding::Observer);
+    world.start(&mut node).await.unwrap();
+    nodes.push(node);
+    all_joined(&nodes).await;
+    // There is a quorum, and it shows.
+    assert!(matches!(nodes[3].h().recover().await, Err(RecoverError::Healthy(_))));
+    for node in &mut nodes[1..3] {
+        world.stop(node).await;
+        world.forget(node.id);
+    }
+    until("the rumors know of one voter only", || {
+        let status = nodes[3].h().status();
+        status.voters.len() == 1 && status.quorum
+    })
+    .await;
+    let error = nodes[3].h().recover().await.unwrap_err();
+    assert!(matches!(error, RecoverError::Hearsay { .. }), "{error}");
+    assert!(error.to_string().contains("run `agent recover` on one of them"), "{error}");
+    // There the truth is known.
+    until("no quorum is noticed", || !nodes[0].h().status().quorum).await;
+    nodes[0].h().recover().await.unwrap();
+}
+
+#[tokio::test]
 async fn a_survivor_founds_again_with_every_block() {
     let world = World::default();
     let mut nodes = founded(&world).await;

@@ -238,6 +238,13 @@ impl World {
         }
     }
 
+    /// Nobody knows of a stopped node any more.
+    pub(crate) fn forget(&self, node: NodeId) {
+        let mut state = self.0.lock().unwrap();
+        state.records.remove(&node);
+        state.refresh();
+    }
+
     /// Puts nodes into a group; only nodes of a group reach each other.
     pub(crate) fn group(&self, nodes: &[&Node], group: u8) {
         let mut state = self.0.lock().unwrap();

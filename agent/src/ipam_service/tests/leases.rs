@@ -202,3 +202,30 @@ async fn a_node_that_leaves_gives_nothing_out() {
     let claimed = node.service.claim(&own, "10.32.0.9".parse().unwrap(), &LeaseFacts::default());
     assert!(claimed.is_err());
 }
+
+#[tokio::test]
+async fn behind_a_closed_gate_nothing_new_is_given_out_and_all_else_works() {
+    use crate::ipam_service::Gate;
+    let (_shared, node, _dir) = alone("10.32.0.0/24");
+    let a = node.add("a").await.unwrap();
+    node.service.set_gate(Gate::Asking);
+    let (later, ()) = tokio::join!(node.add("later"), async {
+        assert_eq!(node.add("a").await.unwrap(), a, "what is leased is leased");
+        assert!(node.service.lease(&key("later")).is_none(), "a request waits for the answer");
+        node.service.set_gate(Gate::Open);
+    });
+    assert_ne!(later.unwrap(), a);
+    let why = "another machine runs as this node";
+    node.service.set_gate(Gate::Closed(why.to_owned()));
+    assert_eq!(node.add("new").await, Err(BackendError::NotReady(why.to_owned())));
+    let facts = LeaseFacts::default();
+    let anyone = node.service.allocate_anyone(false, None, Duration::from_secs(5)).await;
+    assert_eq!(anyone, Err(BackendError::NotReady(why.to_owned())));
+    let own = crate::ipam_service::http_key("weave:expose");
+    assert!(node.service.claim(&own, "10.32.0.9".parse().unwrap(), &facts).is_err());
+    assert_eq!(node.add("a").await.unwrap(), a);
+    assert_eq!(node.service.release(&key("later")).unwrap().len(), 1);
+    assert_eq!(node.service.release(&key("a")).unwrap(), [a]);
+    node.service.set_gate(Gate::Open);
+    node.add("new").await.unwrap();
+}

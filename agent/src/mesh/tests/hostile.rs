@@ -84,6 +84,27 @@ impl Stranger {
         });
     }
 
+    /// Listens, and answers every greeting with this refusal.
+    pub(super) fn refuse_all(&self, code: u16) -> SocketAddr {
+        let server = tls::configs(&self.identity).unwrap().server;
+        let endpoint = self
+            .runtime
+            .block_on(async { quinn::Endpoint::server(server, "127.0.0.1:0".parse().unwrap()) })
+            .unwrap();
+        let at = endpoint.local_addr().unwrap();
+        self.runtime.spawn(async move {
+            while let Some(incoming) = endpoint.accept().await {
+                let Ok(connection) = incoming.await else { continue };
+                let Ok((mut send, mut receive)) = connection.accept_bi().await else { continue };
+                let _ = read_frame(&mut receive).await;
+                let failure = Failure { code, message: "because I say so".to_owned() };
+                let _ = write_frame(&mut send, &Frame::new(&failure).unwrap()).await;
+                let _ = send.stopped().await;
+            }
+        });
+        at
+    }
+
     fn is_closed(&self, connection: &quinn::Connection) {
         self.runtime
             .block_on(async { tokio::time::timeout(PATIENCE, connection.closed()).await })

@@ -39,6 +39,8 @@ fn config(name: &str) -> MeshConfig {
         underlay: vec![],
         software: "test".to_owned(),
         mtu: 1450,
+        rest: Duration::from_secs(600),
+        copied: None,
     }
 }
 

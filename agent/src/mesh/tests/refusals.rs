@@ -1,7 +1,8 @@
 //! Who is not let in, and what both sides say about it.
 
-use weft_proto::id::ClusterId;
+use weft_proto::id::{ClusterId, NodeId};
 
+use super::super::Copied;
 use super::*;
 
 #[track_caller]
@@ -85,6 +86,10 @@ fn the_name_of_the_peer_or_of_a_live_member() {
     until("the new b is in", || nodes[0].sees(twin.id()) == Some(Liveness::Alive));
 }
 
+fn copied(node: &Node) -> Option<NodeId> {
+    node.mesh.copied().borrow().as_ref().map(|copied| copied.by)
+}
+
 #[test]
 fn a_copied_identity() {
     let mut nodes = cluster(&["a"]);
@@ -92,15 +97,57 @@ fn a_copied_identity() {
     nodes.push(start(b.clone()));
     all_see_all(&nodes);
     // Against the original, and against a third node that knows the original.
-    for target in [nodes[1].target(), nodes[0].target()] {
+    for of in [1, 0] {
         let copy = start(MeshConfig {
             name: "copy".to_owned(),
             session: b.session + 1,
-            targets: vec![target],
+            targets: vec![nodes[of].target()],
             ..b.clone()
         });
         until("refused", || copy.refused_with(Failure::CLONE).is_some());
+        until("it gives way", || copied(&copy) == Some(nodes[of].id()));
         assert_eq!(copy.established(), 0);
     }
     assert!(nodes[0].mesh.is_connected(nodes[1].id()), "the original is undisturbed");
+    assert!(nodes.iter().all(|node| copied(node).is_none()), "and does not give way");
+}
+
+#[test]
+fn a_copy_stays_out_while_the_original_restarts_and_takes_its_place_when_it_does_not() {
+    let a = start(config("a"));
+    let b = MeshConfig { targets: vec![a.target()], ..config("b") };
+    let original = start(b.clone());
+    let address = original.address();
+    until("the original is in", || a.mesh.is_connected(original.id()));
+    let copy = start(MeshConfig { session: b.session + 1, ..b.clone() });
+    until("the copy gives way", || copied(&copy) == Some(a.id()));
+    original.kill();
+    let waits = || copy.refused_with(Failure::CLONE).is_some_and(|m| m.contains("was this node"));
+    until("nobody answers, and the copy waits all the same", waits);
+    until("the port is free", || std::net::UdpSocket::bind(address).is_ok());
+    let original = start(MeshConfig { bind: address, session: b.session + 2, ..b });
+    until("the original is back", || original.established() == 1);
+    assert!(copied(&original).is_none() && copied(&copy) == Some(a.id()));
+    original.kill();
+    a.mesh.set_rest(Duration::from_millis(1));
+    until("the copy is let in", || copy.established() == 1 && copied(&copy).is_none());
+}
+
+#[test]
+fn what_an_earlier_life_was_told_holds_until_somebody_lets_it_in() {
+    let a = start(config("a"));
+    let told = Copied { by: a.id(), message: "it is a copy".to_owned() };
+    let b = start(MeshConfig { copied: Some(told), ..config("b") });
+    assert_eq!(copied(&b), Some(a.id()));
+    b.mesh.connect(&[a.target()], false).unwrap();
+    until("it is let in", || copied(&b).is_none());
+}
+
+#[test]
+fn a_refusal_without_the_key_stops_nobody() {
+    let liar = hostile::Stranger::new();
+    let at = liar.refuse_all(Failure::CLONE);
+    let node = start(MeshConfig { targets: vec![at.to_string()], ..config("a") });
+    until("the lie is told", || node.refused_with(Failure::CLONE).is_some());
+    assert_eq!(copied(&node), None);
 }
