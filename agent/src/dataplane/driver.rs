@@ -242,7 +242,7 @@ impl Driver {
         };
         if let Some(mut intent) = intent {
             quick::change(Arc::make_mut(&mut intent), &changes);
-            self.settle(generation, false, |driver| driver.take_intent(intent));
+            self.settle(generation, false, |driver| driver.take_intent(&intent));
             self.former = None;
         } else if !changes.is_empty() {
             self.settle(generation, true, |driver| driver.take_changes(&changes));
@@ -281,22 +281,22 @@ impl Driver {
     }
 
     /// The quick way: no look at the kernel.
-    fn take_intent(&mut self, intent: Arc<Intent>) -> Result<(), DataplaneError> {
+    fn take_intent(&mut self, intent: &Arc<Intent>) -> Result<(), DataplaneError> {
         let alike = self.intent.as_ref().filter(|old| {
             old.ranges == intent.ranges
                 && old.own == intent.own
                 && old.settling == intent.settling
-                && has_ports(old) == has_ports(&intent)
+                && has_ports(old) == has_ports(intent)
         });
         let alike = alike.map(Arc::clone);
         if self.intent.as_ref().is_none_or(|old| old.ranges != intent.ranges) {
             // What others' rules do to the range is not known yet.
             self.look_at = Instant::now();
         }
-        self.former = self.intent.replace(Arc::clone(&intent));
+        self.former = self.intent.replace(Arc::clone(intent));
         self.wait_for_reaper();
         match alike {
-            Some(old) => self.take_peers(&old, &intent),
+            Some(old) => self.take_peers(&old, intent),
             None => self.carry_out(false),
         }
     }

@@ -170,7 +170,9 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
                 save(&file, &all)
             })?,
             "kernel" => {
-                println!("\n  PEERS  COLD ms  CPU ms  MOVE ms  LEAVE  JOIN  WORST  OF THAT PLAN  (ANEW)  RESTART ms  LOOK ms CPU");
+                println!(
+                    "\n  PEERS  COLD ms  CPU ms  MOVE ms  LEAVE  JOIN  WORST  OF THAT PLAN  (ANEW)  RESTART ms  LOOK ms CPU"
+                );
                 let mut rows = Vec::new();
                 for peers in options.nodes.iter().filter(|n| **n >= 100) {
                     let k = kernel::measure(*peers)?;
