@@ -79,6 +79,22 @@ fn lease_allocate(count: u32) -> Result<()> {
     Ok(())
 }
 
+/// A node with tunnels to all peers.
+pub(crate) fn facts(id: NodeId, underlay: IpNet) -> NodeFacts {
+    NodeFacts {
+        name: "n".to_owned(),
+        id,
+        device: Some("eth0".to_owned()),
+        underlay: vec![underlay],
+        mtu: 1450,
+        vxlan_port: 6784,
+        direct_routing: false,
+        hairpin: true,
+        rp_filter_all: 0,
+        accepts_ra: false,
+    }
+}
+
 /// A look that finds nothing to do, with five thousand peers.
 fn plan_quiet(count: u32) -> Result<()> {
     let peer = |n: u32| {
@@ -104,18 +120,7 @@ fn plan_quiet(count: u32) -> Result<()> {
         pods: (0..PODS).map(pod).collect(),
         settling: false,
     };
-    let facts = NodeFacts {
-        name: "n".to_owned(),
-        id: node(PEERS),
-        device: Some("eth0".to_owned()),
-        underlay: vec![net(0x0a00_0001, 16)?],
-        mtu: 1450,
-        vxlan_port: 6784,
-        direct_routing: false,
-        hairpin: true,
-        rp_filter_all: 0,
-        accepts_ra: false,
-    };
+    let facts = facts(node(PEERS), net(0x0a00_0001, 16)?);
     let wanted = desired(&intent, &facts);
     let pods: DesiredPods = desired_pods(&intent, true);
     let mut there = Observed::default();

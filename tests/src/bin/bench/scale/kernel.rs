@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use ipnet::{IpNet, Ipv4Net};
 use serde::Serialize;
-use weft_agent::dataplane::desired::{DesiredPods, NodeFacts, desired};
+use weft_agent::dataplane::desired::{DesiredPods, desired};
 use weft_agent::dataplane::intent::{Intent, PeerIntent};
 use weft_agent::dataplane::model::Observed;
 use weft_agent::dataplane::peers::{change, differing};
@@ -18,6 +18,8 @@ use weft_agent::lab::netns::Netns;
 use weft_proto::id::NodeId;
 use weft_tests::stats::{ms, percentile};
 use weft_tests::wait_until;
+
+use crate::hot_paths::facts;
 
 const ROUNDS: usize = 20;
 
@@ -94,18 +96,7 @@ fn settle(runtime: &tokio::runtime::Runtime, plane: &DataplaneHandle) -> Result<
 /// What it takes to find out what one peer's new address changes, without a kernel: from
 /// this peer alone, and from all of them.
 fn computing(intent: &Intent) -> Result<(Duration, Duration)> {
-    let facts = NodeFacts {
-        name: "n1".to_owned(),
-        id: NodeId([1; 16]),
-        device: Some("eth0".to_owned()),
-        underlay: vec!["172.16.0.1/12".parse()?],
-        mtu: 1450,
-        vxlan_port: 6784,
-        direct_routing: false,
-        hairpin: true,
-        rp_filter_all: 0,
-        accepts_ra: false,
-    };
+    let facts = facts(NodeId([1; 16]), "172.16.0.1/12".parse()?);
     let no_pods = DesiredPods::default();
     let mut wanted = desired(intent, &facts);
     let mut there = Observed::default();
